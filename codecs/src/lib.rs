@@ -1,0 +1,1 @@
+//! Page codecs: zero, raw, lz4, zstd, brotli behind one trait.

@@ -1,0 +1,1 @@
+//! The migration engine: actors that drive the protocol core.

@@ -1,0 +1,1 @@
+//! Guest workloads: the code a test guest runs, and the payload built from it.

@@ -1,0 +1,1 @@
+//! Virtual machines: KVM, and the process machine for hosts without it.

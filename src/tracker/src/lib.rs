@@ -1,0 +1,1 @@
+//! Dirty trackers: which pages did anybody write since they were last read.

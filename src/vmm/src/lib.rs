@@ -1,0 +1,1 @@
+//! The VM process: one machine, its control socket and its migrations.

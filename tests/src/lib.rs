@@ -1,0 +1,1 @@
+//! Test harness: pair simulator, faulty links, guests.

@@ -1,0 +1,1 @@
+//! Transports between two VM processes: QUIC, TCP with TLS, in-memory.
