@@ -1,1 +1,165 @@
-//! Dirty trackers: which pages did anybody write since they were last read.
+//! Dirty trackers: which pages may have been written since they were last read.
+//!
+//! A tracker answers one question for the migration engine, pass by pass. It neither reads pages
+//! nor decides what to send. Three calls carry it, in this order:
+//!
+//! 1. [`DirtyTracker::start`]: from here on no write is missed; every page counts as written.
+//! 2. [`DirtyTracker::harvest`]: the populated pages that may have been written since they were
+//!    last protected. Harvesting clears nothing: a page stays in the answer until it is protected.
+//! 3. [`DirtyTracker::protect`], just before the pages are read: a write after it shows up in the
+//!    next harvest. So a harvest that is thrown away loses nothing.
+
+mod kvm_log;
+mod sys;
+mod wp_async;
+
+use std::sync::Arc;
+use std::{fmt, io};
+
+use kvm_ioctls::VmFd;
+use thiserror::Error;
+use vmferry_memory::{GuestRam, MemoryError};
+use vmferry_protocol::PageRange;
+
+pub use kvm_log::KvmLog;
+pub use wp_async::WpAsync;
+
+/// The trackers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TrackerKind {
+    /// KVM's dirty log, bitmap per memory slot, cleared by range.
+    KvmLog,
+    /// userfaultfd write protection that the kernel lifts by itself, read by PAGEMAP_SCAN.
+    WpAsync,
+}
+
+impl TrackerKind {
+    /// Every kind, in the order in which they are preferred.
+    pub const ALL: [Self; 2] = [Self::KvmLog, Self::WpAsync];
+
+    /// The name used on the command line, in the report and in traces.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::KvmLog => "kvm-log",
+            Self::WpAsync => "wp-async",
+        }
+    }
+}
+
+impl fmt::Display for TrackerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for TrackerKind {
+    type Err = UnknownTracker;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|k| k.name() == text)
+            .ok_or_else(|| UnknownTracker(text.to_owned()))
+    }
+}
+
+/// A tracker name that does not exist.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("there is no tracker '{0}'; choose one of: kvm-log, wp-async")]
+pub struct UnknownTracker(pub String);
+
+/// Why tracking is not possible or failed.
+#[derive(Debug, Error)]
+pub enum TrackerError {
+    /// The kernel refused an operation of the tracker.
+    #[error("tracker {kind}: {what} failed")]
+    Kernel {
+        /// The tracker.
+        kind: TrackerKind,
+        /// What was asked of the kernel.
+        what: &'static str,
+        /// Its answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The machine is not a KVM machine.
+    #[error("tracker kvm-log needs a KVM machine; use wp-async for a process machine")]
+    NeedsKvm,
+    /// Guest RAM could not be looked at.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Called out of order.
+    #[error("tracker used before it was started")]
+    NotStarted,
+}
+
+/// What one harvest cost the guest, as far as the tracker can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HarvestStats {
+    /// Pages in the answer.
+    pub pages: u64,
+    /// Write notifications (faults) that the guest has paid for since the last harvest. None in
+    /// the first: nothing was protected before it.
+    pub notifications: u64,
+}
+
+/// Which pages may have been written; see the crate's documentation for the order of calls.
+///
+/// `start`, `harvest` and `stop` are called by one owner; `protect` by any number of threads at
+/// once, for ranges that do not overlap.
+pub trait DirtyTracker: Send + Sync {
+    /// Which tracker this is.
+    fn kind(&self) -> TrackerKind;
+
+    /// Begins tracking; all RAM counts as written. May be called again after [`Self::stop`].
+    ///
+    /// # Errors
+    /// [`TrackerError::Kernel`]; tracking is off then.
+    fn start(&self) -> Result<(), TrackerError>;
+
+    /// Calls `found` for every run of populated pages, ascending, that may have been written
+    /// since they were protected.
+    ///
+    /// # Errors
+    /// [`TrackerError`]; nothing is lost then: the next harvest has it all.
+    fn harvest(&self, found: &mut dyn FnMut(PageRange)) -> Result<HarvestStats, TrackerError>;
+
+    /// Arms the pages of `range` (within one RAM region): writes from now on are in the next
+    /// harvest. May arm nothing else.
+    ///
+    /// # Errors
+    /// [`TrackerError`]; the pages then still count as written.
+    fn protect(&self, range: PageRange) -> Result<(), TrackerError>;
+
+    /// Ends tracking and takes all protection off. Idempotent.
+    fn stop(&self);
+}
+
+/// Makes the tracker `kind` for `ram`; `vm` is the KVM machine's, if it is one.
+///
+/// # Errors
+/// [`TrackerError::NeedsKvm`], or [`TrackerError::Kernel`] where the kernel lacks what it needs.
+pub fn make(
+    kind: TrackerKind,
+    ram: Arc<GuestRam>,
+    vm: Option<Arc<VmFd>>,
+) -> Result<Box<dyn DirtyTracker>, TrackerError> {
+    match kind {
+        TrackerKind::KvmLog => {
+            let vm = vm.ok_or(TrackerError::NeedsKvm)?;
+            Ok(Box::new(KvmLog::new(vm, ram)?))
+        }
+        TrackerKind::WpAsync => Ok(Box::new(WpAsync::new(ram)?)),
+    }
+}
+
+/// The tracker that serves a machine of this sort best, of those that there are.
+#[must_use]
+pub fn default_kind(is_kvm: bool) -> TrackerKind {
+    if is_kvm {
+        TrackerKind::KvmLog
+    } else {
+        TrackerKind::WpAsync
+    }
+}

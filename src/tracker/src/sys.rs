@@ -1,0 +1,173 @@
+//! The kernel calls that no crate wraps: KVM_CLEAR_DIRTY_LOG and userfaultfd.
+//!
+//! Layouts from include/uapi/linux/kvm.h and include/uapi/linux/userfaultfd.h.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use kvm_ioctls::VmFd;
+
+const fn ioc(direction: u64, class: u64, number: u64, size: usize) -> libc::c_ulong {
+    (direction << 30 | (size as u64) << 16 | class << 8 | number) as libc::c_ulong
+}
+const READ_WRITE: u64 = 3;
+const READ: u64 = 2;
+const NONE: u64 = 0;
+
+fn check(rc: libc::c_int) -> io::Result<()> {
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// `struct kvm_clear_dirty_log`.
+#[repr(C)]
+struct ClearDirtyLog {
+    slot: u32,
+    num_pages: u32,
+    first_page: u64,
+    bitmap: u64,
+}
+
+const KVM_CLEAR_DIRTY_LOG: libc::c_ulong = ioc(READ_WRITE, 0xae, 0xc0, size_of::<ClearDirtyLog>());
+
+/// Clears and write-protects the pages whose bits are set. `first_page` (relative to the slot) is
+/// a multiple of 64, and so is `num_pages` unless it ends the slot; `bits` covers `num_pages`.
+pub(crate) fn clear_dirty_log(
+    vm: &VmFd,
+    slot: u32,
+    first_page: u64,
+    num_pages: u32,
+    bits: &[u64],
+) -> io::Result<()> {
+    if (bits.len() as u64) * 64 < u64::from(num_pages) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let arg = ClearDirtyLog {
+        slot,
+        num_pages,
+        first_page,
+        bitmap: bits.as_ptr() as u64,
+    };
+    // SAFETY: `arg` and the bitmap it points to outlive the call; the length was checked.
+    check(unsafe { libc::ioctl(vm.as_raw_fd(), KVM_CLEAR_DIRTY_LOG, &raw const arg) })
+}
+
+/// Faults are resolved by the kernel, which only notes them.
+pub(crate) const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
+const UFFD_API: u64 = 0xaa;
+const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
+const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
+const USERFAULTFD_IOC_NEW: libc::c_ulong = ioc(NONE, 0xaa, 0x00, 0);
+
+#[repr(C)]
+struct UffdioApi {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+#[repr(C)]
+struct UffdioRange {
+    start: u64,
+    len: u64,
+}
+#[repr(C)]
+struct UffdioRegister {
+    range: UffdioRange,
+    mode: u64,
+    ioctls: u64,
+}
+#[repr(C)]
+struct UffdioWriteprotect {
+    range: UffdioRange,
+    mode: u64,
+}
+const UFFDIO_API: libc::c_ulong = ioc(READ_WRITE, 0xaa, 0x3f, size_of::<UffdioApi>());
+const UFFDIO_REGISTER: libc::c_ulong = ioc(READ_WRITE, 0xaa, 0x00, size_of::<UffdioRegister>());
+const UFFDIO_UNREGISTER: libc::c_ulong = ioc(READ, 0xaa, 0x01, size_of::<UffdioRange>());
+const UFFDIO_WRITEPROTECT: libc::c_ulong =
+    ioc(READ_WRITE, 0xaa, 0x06, size_of::<UffdioWriteprotect>());
+
+/// A userfaultfd with the features asked for.
+#[derive(Debug)]
+pub(crate) struct Uffd {
+    fd: OwnedFd,
+}
+
+impl Uffd {
+    /// Opens by the system call, or by /dev/userfaultfd where that is what is permitted. Kernel
+    /// accesses (KVM's) must be handled too, so user-mode-only descriptors do not do.
+    pub(crate) fn open(features: u64) -> io::Result<Self> {
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        // SAFETY: takes no pointers.
+        let rc = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+        let raw = if rc >= 0 {
+            rc as libc::c_int
+        } else {
+            let refused = io::Error::last_os_error();
+            let device = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/userfaultfd")
+                .map_err(|_| refused)?;
+            // SAFETY: takes flags by value.
+            let rc = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
+            check(rc)?;
+            rc
+        };
+        // SAFETY: a new descriptor that nothing else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        let mut api = UffdioApi {
+            api: UFFD_API,
+            features,
+            ioctls: 0,
+        };
+        // SAFETY: `api` outlives the call and has the size in the request number.
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut api) })?;
+        Ok(Self { fd })
+    }
+
+    pub(crate) fn register_wp(&self, start: usize, len: usize) -> io::Result<()> {
+        let mut arg = UffdioRegister {
+            range: UffdioRange {
+                start: start as u64,
+                len: len as u64,
+            },
+            mode: UFFDIO_REGISTER_MODE_WP,
+            ioctls: 0,
+        };
+        // SAFETY: `arg` outlives the call; registering changes no memory content.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut arg) })
+    }
+
+    pub(crate) fn unregister(&self, start: usize, len: usize) -> io::Result<()> {
+        let arg = UffdioRange {
+            start: start as u64,
+            len: len as u64,
+        };
+        // SAFETY: `arg` outlives the call; unregistering changes no memory content.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_UNREGISTER, &raw const arg) })
+    }
+
+    pub(crate) fn write_protect(&self, start: usize, len: usize) -> io::Result<()> {
+        let mut arg = UffdioWriteprotect {
+            range: UffdioRange {
+                start: start as u64,
+                len: len as u64,
+            },
+            mode: UFFDIO_WRITEPROTECT_MODE_WP,
+        };
+        loop {
+            // SAFETY: `arg` outlives the call; protecting changes no memory content.
+            let rc = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut arg) };
+            match check(rc) {
+                // The address space is changing under the call (man ioctl_userfaultfd): again.
+                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => std::hint::spin_loop(),
+                other => return other,
+            }
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! `wp-async`: userfaultfd write protection in which the kernel lifts the protection by itself.
+//!
+//! Works on any mapping, with or without KVM, and sees every writer (vCPUs, the VMM, io_uring),
+//! as all go through the same page tables. The kernel splits huge pages that are written while
+//! protected, page by page, so this is not the tracker for a guest's speed. Needs Linux 6.7
+//! (UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN; Documentation/admin-guide/mm/userfaultfd.rst).
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmferry_memory::pagemap::{Pagemap, Query};
+use vmferry_memory::{GuestRam, range_at};
+use vmferry_protocol::PageRange;
+
+use crate::sys::{UFFD_FEATURE_WP_ASYNC, Uffd};
+use crate::{DirtyTracker, HarvestStats, TrackerError, TrackerKind};
+
+/// Asynchronous userfaultfd write protection as a tracker.
+#[derive(Debug)]
+pub struct WpAsync {
+    ram: Arc<GuestRam>,
+    pagemap: Pagemap,
+    active: Mutex<Option<Active>>,
+}
+
+#[derive(Debug)]
+struct Active {
+    uffd: Arc<Uffd>,
+    harvested_before: bool,
+}
+
+fn kernel(what: &'static str) -> impl Fn(io::Error) -> TrackerError {
+    move |source| TrackerError::Kernel {
+        kind: TrackerKind::WpAsync,
+        what,
+        source,
+    }
+}
+
+impl WpAsync {
+    /// Checks that the kernel has what is needed.
+    ///
+    /// # Errors
+    /// [`TrackerError::Kernel`] where it has not, or does not permit it.
+    pub fn new(ram: Arc<GuestRam>) -> Result<Self, TrackerError> {
+        let pagemap = Pagemap::open().map_err(kernel("opening /proc/self/pagemap"))?;
+        open()?;
+        Ok(Self {
+            ram,
+            pagemap,
+            active: Mutex::new(None),
+        })
+    }
+
+    fn active(&self) -> MutexGuard<'_, Option<Active>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn open() -> Result<Uffd, TrackerError> {
+    Uffd::open(UFFD_FEATURE_WP_ASYNC).map_err(kernel(
+        "opening userfaultfd with asynchronous write protection (Linux 6.7, root or \
+         vm.unprivileged_userfaultfd)",
+    ))
+}
+
+impl DirtyTracker for WpAsync {
+    fn kind(&self) -> TrackerKind {
+        TrackerKind::WpAsync
+    }
+
+    fn start(&self) -> Result<(), TrackerError> {
+        // A fresh descriptor: pages count as written until they are protected through it.
+        let uffd = open()?;
+        for region in self.ram.regions() {
+            uffd.register_wp(region.hva, region.len())
+                .map_err(kernel("registering guest RAM"))?;
+        }
+        *self.active() = Some(Active {
+            uffd: Arc::new(uffd),
+            harvested_before: false,
+        });
+        Ok(())
+    }
+
+    fn harvest(&self, found: &mut dyn FnMut(PageRange)) -> Result<HarvestStats, TrackerError> {
+        let mut guard = self.active();
+        let active = guard.as_mut().ok_or(TrackerError::NotStarted)?;
+        let mut pages = 0;
+        for region in self.ram.regions() {
+            self.pagemap
+                .scan(
+                    region.hva,
+                    region.hva + region.len(),
+                    Query::WRITTEN,
+                    |from, to| {
+                        let run = range_at(region, from, to);
+                        pages += run.count;
+                        found(run);
+                    },
+                )
+                .map_err(kernel("scanning for written pages"))?;
+        }
+        let first = !std::mem::replace(&mut active.harvested_before, true);
+        Ok(HarvestStats {
+            pages,
+            notifications: if first { 0 } else { pages },
+        })
+    }
+
+    fn protect(&self, range: PageRange) -> Result<(), TrackerError> {
+        let hva = self.ram.hva(range)?;
+        let uffd = self
+            .active()
+            .as_ref()
+            .map(|a| a.uffd.clone())
+            .ok_or(TrackerError::NotStarted)?;
+        uffd.write_protect(hva, range.bytes() as usize)
+            .map_err(kernel("write-protecting pages"))
+    }
+
+    fn stop(&self) {
+        if let Some(active) = self.active().take() {
+            for region in self.ram.regions() {
+                if let Err(error) = active.uffd.unregister(region.hva, region.len()) {
+                    tracing::warn!(%error, "write protection could not be taken off");
+                }
+            }
+        }
+    }
+}
+
+impl Drop for WpAsync {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,274 @@
+//! One contract for every tracker: no write is ever missed, whoever made it, in any order of
+//! writing, harvesting and protecting; and a page that nobody wrote does not come back.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use vm_memory::{Bytes, GuestAddress};
+use vmferry_memory::GuestRam;
+use vmferry_protocol::{PAGE_SIZE, PageRange};
+use vmferry_tracker::{DirtyTracker, TrackerKind, make};
+
+const RAM: u64 = 4 << 20;
+const PAGES: u64 = RAM / PAGE_SIZE;
+/// A real-mode guest reaches these pages by a segment register; page 0 holds its code.
+const VCPU_PAGES: std::ops::Range<u64> = 1..256;
+
+/// A guest that writes one byte to the page named by its data segment, then halts.
+struct Writer {
+    vcpu: VcpuFd,
+    vm: Arc<VmFd>,
+}
+
+impl Writer {
+    fn new(ram: &GuestRam) -> Option<Self> {
+        let Ok(kvm) = Kvm::new() else {
+            eprintln!("SKIPPED (no /dev/kvm): writes by a vCPU");
+            return None;
+        };
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        for (slot, region) in ram.regions().iter().enumerate() {
+            let arg = kvm_userspace_memory_region {
+                slot: slot as u32,
+                flags: 0,
+                guest_phys_addr: region.range.gpa(),
+                memory_size: region.range.bytes(),
+                userspace_addr: region.hva as u64,
+            };
+            // SAFETY: the region is mapped, and `ram` outlives the VM in every test here.
+            unsafe { vm.set_user_memory_region(arg) }.unwrap();
+        }
+        // mov [8], al; hlt
+        let code = [0xa2, 0x08, 0x00, 0xf4];
+        ram.guest_memory()
+            .write_slice(&code, GuestAddress(0))
+            .unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        Some(Self { vcpu, vm })
+    }
+
+    fn write(&mut self, page: u64, value: u8) {
+        let mut sregs = self.vcpu.get_sregs().unwrap();
+        sregs.cs.base = 0;
+        sregs.cs.selector = 0;
+        sregs.ds.base = page * PAGE_SIZE;
+        sregs.ds.selector = (page << 8) as u16;
+        self.vcpu.set_sregs(&sregs).unwrap();
+        let mut regs = self.vcpu.get_regs().unwrap();
+        regs.rip = 0;
+        regs.rflags = 2;
+        regs.rax = u64::from(value);
+        self.vcpu.set_regs(&regs).unwrap();
+        match self.vcpu.run().unwrap() {
+            VcpuExit::Hlt => {}
+            other => panic!("unexpected exit {other:?}"),
+        }
+    }
+}
+
+fn harvest(tracker: &dyn DirtyTracker) -> BTreeSet<u64> {
+    let mut pages = BTreeSet::new();
+    let stats = tracker
+        .harvest(&mut |run| pages.extend(run.frames()))
+        .unwrap();
+    assert_eq!(stats.pages, pages.len() as u64);
+    pages
+}
+
+fn touch_all(ram: &GuestRam) {
+    for page in 0..PAGES {
+        ram.copy_in(PageRange::new(page, 1), &[1; PAGE_SIZE as usize])
+            .unwrap();
+    }
+}
+
+/// What a random schedule does to a page.
+enum By {
+    Vcpu,
+    Vmm,
+}
+
+fn random_schedule(
+    tracker: &dyn DirtyTracker,
+    ram: &GuestRam,
+    mut vcpu: Option<&mut Writer>,
+    sees_vmm_twice: bool,
+    seed: u64,
+    steps: u32,
+) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    tracker.start().unwrap();
+    let mut written: BTreeSet<u64> = (0..PAGES).collect();
+    let mut harvested = BTreeSet::new();
+    for step in 0..steps {
+        match rng.random_range(0..10) {
+            0..=4 => {
+                let by = if vcpu.is_some() && rng.random() {
+                    By::Vcpu
+                } else {
+                    By::Vmm
+                };
+                match (by, vcpu.as_deref_mut()) {
+                    (By::Vcpu, Some(writer)) => {
+                        let page = rng.random_range(VCPU_PAGES);
+                        writer.write(page, step as u8);
+                        written.insert(page);
+                    }
+                    _ => {
+                        let page = rng.random_range(1..PAGES);
+                        ram.guest_memory()
+                            .write_obj(step, GuestAddress(page * PAGE_SIZE + 16))
+                            .unwrap();
+                        written.insert(page);
+                    }
+                }
+            }
+            5..=7 => {
+                let start = rng.random_range(0..PAGES);
+                let count = rng.random_range(1..=(PAGES - start).min(200));
+                // As the engine does: what is protected (and read) was harvested.
+                for page in start..start + count {
+                    if harvested.remove(&page) {
+                        tracker.protect(PageRange::new(page, 1)).unwrap();
+                        written.remove(&page);
+                    }
+                }
+            }
+            _ => {
+                harvested = harvest(tracker);
+                let missed: Vec<_> = written.difference(&harvested).collect();
+                assert!(
+                    missed.is_empty(),
+                    "seed {seed} step {step}: missed {missed:?}"
+                );
+                if !sees_vmm_twice {
+                    let extra: Vec<_> = harvested.difference(&written).collect();
+                    assert!(extra.is_empty(), "seed {seed} step {step}: extra {extra:?}");
+                }
+            }
+        }
+    }
+    tracker.stop();
+}
+
+#[test]
+fn kvm_log_misses_no_write_in_random_schedules() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let Some(mut writer) = Writer::new(&ram) else {
+        return;
+    };
+    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.vm.clone())).unwrap();
+    for seed in 0..40 {
+        // A VMM write between harvest and protect is noted once more than needed; never missed.
+        random_schedule(&*tracker, &ram, Some(&mut writer), true, seed, 250);
+    }
+}
+
+#[test]
+fn kvm_wp_async_misses_no_write_of_a_vcpu() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let Some(mut writer) = Writer::new(&ram) else {
+        return;
+    };
+    let tracker = make(TrackerKind::WpAsync, ram.clone(), None).unwrap();
+    for seed in 0..40 {
+        random_schedule(&*tracker, &ram, Some(&mut writer), false, seed, 250);
+    }
+}
+
+#[test]
+fn wp_async_misses_no_write_in_random_schedules() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let tracker = make(TrackerKind::WpAsync, ram.clone(), None).unwrap();
+    for seed in 0..40 {
+        random_schedule(&*tracker, &ram, None, false, seed, 250);
+    }
+}
+
+#[test]
+fn kvm_log_leaves_untouched_pages_out_until_they_are_touched() {
+    let ram = Arc::new(GuestRam::new(64 << 20).unwrap());
+    let Some(mut writer) = Writer::new(&ram) else {
+        return;
+    };
+    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.vm.clone())).unwrap();
+    untouched_then_touched(&*tracker, &ram);
+    // And by the guest, in a part of RAM that exists already.
+    let before = harvest(&*tracker);
+    for page in &before {
+        tracker.protect(PageRange::new(*page, 1)).unwrap();
+    }
+    writer.write(7, 3);
+    assert!(harvest(&*tracker).contains(&7));
+}
+
+#[test]
+fn wp_async_leaves_untouched_pages_out_until_they_are_touched() {
+    let ram = Arc::new(GuestRam::new(64 << 20).unwrap());
+    let tracker = make(TrackerKind::WpAsync, ram.clone(), None).unwrap();
+    untouched_then_touched(&*tracker, &ram);
+}
+
+fn untouched_then_touched(tracker: &dyn DirtyTracker, ram: &GuestRam) {
+    // Not page 0: a guest's code may be there.
+    ram.copy_in(PageRange::new(2, 1), &[1; 4096]).unwrap();
+    tracker.start().unwrap();
+    let first = harvest(tracker);
+    assert!(first.contains(&2));
+    assert!(first.iter().all(|&p| p < 512), "only the touched huge page");
+    for page in &first {
+        tracker.protect(PageRange::new(*page, 1)).unwrap();
+    }
+    assert_eq!(harvest(tracker), BTreeSet::new());
+    ram.guest_memory()
+        .write_obj(1u64, GuestAddress(9000 * PAGE_SIZE))
+        .unwrap();
+    assert!(harvest(tracker).contains(&9000));
+}
+
+#[test]
+fn a_tracker_started_again_after_a_stop_begins_anew() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let tracker = make(TrackerKind::WpAsync, ram.clone(), None).unwrap();
+    for _ in 0..3 {
+        tracker.start().unwrap();
+        assert_eq!(harvest(&*tracker).len() as u64, PAGES);
+        tracker.protect(PageRange::new(0, PAGES)).unwrap();
+        assert_eq!(harvest(&*tracker).len(), 0);
+        tracker.stop();
+        assert!(tracker.harvest(&mut |_| {}).is_err());
+    }
+}
+
+#[test]
+fn kvm_log_started_again_after_a_stop_begins_anew() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let Some(writer) = Writer::new(&ram) else {
+        return;
+    };
+    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.vm.clone())).unwrap();
+    for _ in 0..3 {
+        tracker.start().unwrap();
+        assert_eq!(harvest(&*tracker).len() as u64, PAGES);
+        tracker.protect(PageRange::new(0, PAGES)).unwrap();
+        assert_eq!(harvest(&*tracker).len(), 0);
+        tracker.stop();
+        assert!(tracker.harvest(&mut |_| {}).is_err());
+    }
+}
+
+#[test]
+fn kvm_log_without_a_kvm_machine_says_what_to_use() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    let error = make(TrackerKind::KvmLog, ram, None).err().unwrap();
+    assert!(error.to_string().contains("wp-async"), "{error}");
+}
