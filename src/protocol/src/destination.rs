@@ -1,0 +1,542 @@
+//! The destination's half of a migration as a state machine without IO.
+//!
+//! Called in the same order as [`crate::source::Source`]: tell it what happened, then poll
+//! outputs until there is none, then wait no longer than it says.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::ids::{ChunkId, MigrationId, Time, Token};
+use crate::message::{AbortCode, Hello, Message, Prepared, Resumed, RunState, VERSION, VmShape};
+use crate::ownership::{Persist, Record, Stored};
+use crate::wire::digest;
+
+/// What a destination must know before it begins.
+#[derive(Clone, Debug)]
+pub struct DestinationConfig {
+    /// The one-time secret that the source must show.
+    pub token: Token,
+    /// The connection counts as lost after this silence.
+    pub silence: Duration,
+    /// How long the destination stays reachable after the guest runs, for a source that has not
+    /// heard of it yet.
+    pub linger: Duration,
+    /// Name and version of the software, for people.
+    pub software: String,
+}
+
+/// What has happened.
+#[derive(Debug)]
+pub enum DestinationEvent {
+    /// The source has connected (again).
+    Connected,
+    /// There is no connection any more.
+    ConnectionLost {
+        /// Why.
+        detail: String,
+    },
+    /// The empty machine is made.
+    MachineReady,
+    /// This host cannot run it.
+    MachineRefused {
+        /// In words, all that is wrong.
+        detail: String,
+    },
+    /// These chunks are in RAM.
+    ChunksApplied(Vec<ChunkId>),
+    /// State is set.
+    StateRestored {
+        /// How long it took.
+        took: Duration,
+    },
+    /// A record is on disk.
+    Persisted {
+        /// The proof.
+        stored: Stored,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A record could not be written.
+    PersistFailed {
+        /// Why.
+        detail: String,
+    },
+    /// The vCPUs run (or stay paused, as they were).
+    Resumed {
+        /// How long it took.
+        took: Duration,
+    },
+    /// An operator cancels here.
+    CancelRequested,
+    /// Something that was asked for could not be done.
+    Failed {
+        /// What and why.
+        detail: String,
+    },
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub enum DestinationOutput {
+    /// Send on the control stream.
+    Send(Message),
+    /// The source has shown the token: its page streams may be accepted for this migration.
+    Admit {
+        /// The migration.
+        migration: MigrationId,
+        /// How many streams.
+        streams: u16,
+    },
+    /// Make an empty machine of this shape.
+    PrepareMachine(Box<VmShape>),
+    /// All pages are in RAM: set this state.
+    RestoreState {
+        /// Opaque.
+        blob: Vec<u8>,
+    },
+    /// Put a record on disk.
+    Persist(Persist),
+    /// Put a record on disk, after a while: it failed just now.
+    PersistLater {
+        /// The record.
+        persist: Persist,
+        /// How long to wait first.
+        after: Duration,
+    },
+    /// The guest is this host's: let it run, if `run`.
+    ResumeGuest {
+        /// Whether it ran before.
+        run: bool,
+    },
+    /// The guest runs here. The migration is still to be closed.
+    Arrived,
+    /// Drop the machine.
+    Discard,
+    /// Let the source connect again.
+    AwaitReconnect,
+    /// Over.
+    Finished(DestinationOutcome),
+}
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DestinationOutcome {
+    /// The guest runs here.
+    Completed,
+    /// It does not; the machine was dropped.
+    Aborted {
+        /// In words.
+        detail: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    AwaitHello,
+    AwaitOffer,
+    Preparing,
+    Receiving,
+    Restoring,
+    /// `prepared` is being written.
+    WritingPrepared,
+    /// Ready; only the source can decide now.
+    Prepared,
+    /// `owner` is being written.
+    TakingOver,
+    Resuming,
+    Owner {
+        until: Time,
+    },
+    /// `discarded` is being written.
+    Discarding {
+        detail: String,
+    },
+    Finished,
+}
+
+/// The destination.
+#[derive(Debug)]
+pub struct Destination {
+    config: DestinationConfig,
+    state: State,
+    outputs: VecDeque<DestinationOutput>,
+    acks: Vec<ChunkId>,
+    migration: Option<MigrationId>,
+    run_state: RunState,
+    applied: u64,
+    expected: Option<u64>,
+    blob: Option<Vec<u8>>,
+    connected: bool,
+    last_heard: Time,
+    prepared: Prepared,
+    resumed: Resumed,
+}
+
+const PERSIST_AGAIN: Duration = Duration::from_secs(1);
+/// Most acknowledgements in one message.
+const ACKS_A_MESSAGE: usize = 1024;
+
+impl Destination {
+    /// A destination that waits for its source.
+    #[must_use]
+    pub fn new(config: DestinationConfig, now: Time) -> Self {
+        Self {
+            config,
+            state: State::AwaitHello,
+            outputs: VecDeque::new(),
+            acks: Vec::new(),
+            migration: None,
+            run_state: RunState::Paused,
+            applied: 0,
+            expected: None,
+            blob: None,
+            connected: false,
+            last_heard: now,
+            prepared: Prepared::default(),
+            resumed: Resumed::default(),
+        }
+    }
+
+    /// What is to be done next, if anything.
+    pub fn poll_output(&mut self) -> Option<DestinationOutput> {
+        if let Some(output) = self.outputs.pop_front() {
+            return Some(output);
+        }
+        if self.acks.is_empty() || !self.connected {
+            return None;
+        }
+        let n = self.acks.len().min(ACKS_A_MESSAGE);
+        let chunks = self.acks.drain(..n).collect();
+        Some(DestinationOutput::Send(Message::Ack { chunks }))
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let silence = self
+            .connected
+            .then(|| self.last_heard + self.config.silence);
+        match self.state {
+            State::Finished => None,
+            State::Owner { until } => Some(silence.map_or(until, |s| s.min(until))),
+            _ => silence,
+        }
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if self.connected && now >= self.last_heard + self.config.silence {
+            let detail = format!(
+                "the source has been silent for {} s",
+                self.config.silence.as_secs()
+            );
+            self.connection_lost(detail);
+        }
+        if let State::Owner { until } = self.state
+            && now >= until
+        {
+            self.finish(DestinationOutcome::Completed);
+        }
+    }
+
+    /// Something has happened.
+    pub fn handle_event(&mut self, now: Time, event: DestinationEvent) {
+        match (event, &self.state) {
+            (_, State::Finished) => {}
+            (DestinationEvent::Connected, _) => {
+                self.connected = true;
+                self.last_heard = now;
+            }
+            (DestinationEvent::ConnectionLost { detail }, _) => self.connection_lost(detail),
+            (DestinationEvent::MachineReady, State::Preparing) => {
+                self.state = State::Receiving;
+                self.send(Message::Accept);
+            }
+            (DestinationEvent::MachineRefused { detail }, State::Preparing) => {
+                self.fail(AbortCode::Refused, detail);
+            }
+            (DestinationEvent::ChunksApplied(chunks), State::Receiving) => {
+                self.applied += chunks.len() as u64;
+                self.acks.extend(chunks);
+                self.restore_if_complete();
+            }
+            (DestinationEvent::StateRestored { took }, State::Restoring) => {
+                self.prepared.restore_us = micros(took);
+                self.state = State::WritingPrepared;
+                self.persist(Record::Prepared);
+            }
+            (DestinationEvent::Persisted { stored, took }, _) => {
+                self.persisted(&stored, took);
+            }
+            (DestinationEvent::PersistFailed { detail }, _) => self.persist_failed(detail),
+            (DestinationEvent::Resumed { took }, State::Resuming) => {
+                self.resumed.resume_us = micros(took);
+                self.state = State::Owner {
+                    until: now + self.config.linger,
+                };
+                self.outputs.push_back(DestinationOutput::Arrived);
+                self.send(Message::Resumed(self.resumed));
+            }
+            (DestinationEvent::CancelRequested, _) => self.cancel(),
+            (DestinationEvent::Failed { detail }, _) => self.fail(AbortCode::Failed, detail),
+            // Answers to what was asked before a failure.
+            _ => {}
+        }
+    }
+
+    /// The source has said something.
+    pub fn handle_message(&mut self, now: Time, message: Message) {
+        self.last_heard = now;
+        match (message, &self.state) {
+            (_, State::Finished | State::Discarding { .. }) => {}
+            (Message::Ping { nonce }, _) => self.send(Message::Pong { nonce }),
+            (Message::Pong { .. } | Message::PassBegin { .. }, _) => {}
+            (Message::Hello(hello), State::AwaitHello) => self.hello(hello),
+            (Message::Offer(shape), State::AwaitOffer) => {
+                self.run_state = shape.run_state;
+                self.state = State::Preparing;
+                self.outputs
+                    .push_back(DestinationOutput::PrepareMachine(shape));
+            }
+            (Message::State { blob, digest: d }, State::Receiving) if self.blob.is_none() => {
+                if digest(&blob) == d {
+                    self.blob = Some(blob);
+                    self.restore_if_complete();
+                } else {
+                    let detail = "the state was damaged on the way".to_owned();
+                    self.fail(AbortCode::Protocol, detail);
+                }
+            }
+            (Message::AllSent { chunks }, State::Receiving) if self.expected.is_none() => {
+                self.expected = Some(chunks);
+                self.restore_if_complete();
+            }
+            (Message::Commit, State::Prepared) => {
+                self.state = State::TakingOver;
+                self.persist(Record::Owner);
+            }
+            // Said again after a reconnect.
+            (Message::Commit, State::TakingOver | State::Resuming) => {}
+            (Message::Commit, State::Owner { .. }) => self.send(Message::Resumed(self.resumed)),
+            (Message::Rejoin { migration, token }, _) => self.rejoin(migration, &token),
+            (Message::Bye, State::Owner { .. }) => self.finish(DestinationOutcome::Completed),
+            (
+                Message::Abort {
+                    code,
+                    phase,
+                    detail,
+                },
+                _,
+            ) => {
+                let detail = format!("the source gave up ({code:?}, {phase}): {detail}");
+                self.connected = false;
+                self.source_gave_up(detail);
+            }
+            (other, state) => {
+                let detail = format!("{} makes no sense in {state:?}", other.name());
+                self.fail(AbortCode::Protocol, detail);
+            }
+        }
+    }
+
+    /// Whether the guest may run here.
+    #[must_use]
+    pub fn is_owner(&self) -> bool {
+        matches!(self.state, State::Resuming | State::Owner { .. })
+    }
+
+    fn send(&mut self, message: Message) {
+        if self.connected {
+            self.outputs.push_back(DestinationOutput::Send(message));
+        }
+    }
+
+    fn hello(&mut self, hello: Hello) {
+        if hello.version != VERSION {
+            let detail = format!(
+                "this side speaks protocol version {VERSION}, the source ({}) {}: upgrade the older",
+                hello.software, hello.version
+            );
+            return self.fail(AbortCode::Version, detail);
+        }
+        if !hello.token.matches(&self.config.token) {
+            let detail = "the source does not show the token of this migration".to_owned();
+            return self.fail(AbortCode::Token, detail);
+        }
+        self.migration = Some(hello.migration);
+        self.state = State::AwaitOffer;
+        self.outputs.push_back(DestinationOutput::Admit {
+            migration: hello.migration,
+            streams: hello.streams,
+        });
+        let software = self.config.software.clone();
+        self.send(Message::Welcome { software });
+    }
+
+    fn rejoin(&mut self, migration: MigrationId, token: &Token) {
+        let same = self.migration == Some(migration) && token.matches(&self.config.token);
+        if !same {
+            let detail = "a rejoin that belongs to another migration".to_owned();
+            self.send(Message::Abort {
+                code: AbortCode::Token,
+                phase: "Rejoin".to_owned(),
+                detail,
+            });
+            self.connected = false;
+            self.outputs.push_back(DestinationOutput::AwaitReconnect);
+        }
+    }
+
+    fn restore_if_complete(&mut self) {
+        let (Some(expected), true) = (self.expected, self.blob.is_some()) else {
+            return;
+        };
+        if self.applied > expected {
+            let detail = format!(
+                "{} chunks came, the source says it sent {expected}",
+                self.applied
+            );
+            return self.fail(AbortCode::Protocol, detail);
+        }
+        if self.applied == expected
+            && let Some(blob) = self.blob.take()
+        {
+            self.state = State::Restoring;
+            self.outputs
+                .push_back(DestinationOutput::RestoreState { blob });
+        }
+    }
+
+    fn persist(&mut self, record: impl Fn(MigrationId) -> Record) {
+        if let Some(migration) = self.migration {
+            let persist = Persist::new(record(migration));
+            self.outputs.push_back(DestinationOutput::Persist(persist));
+        }
+    }
+
+    fn persisted(&mut self, stored: &Stored, took: Duration) {
+        match (stored.record(), &self.state) {
+            (Record::Prepared(_), State::WritingPrepared) => {
+                self.prepared.flush_us = micros(took);
+                self.state = State::Prepared;
+                let prepared = self.prepared;
+                if self.connected {
+                    self.send(Message::Prepared(prepared));
+                } else {
+                    self.outputs.push_back(DestinationOutput::AwaitReconnect);
+                }
+            }
+            (Record::Owner(_), State::TakingOver) => {
+                self.resumed.flush_us = micros(took);
+                self.state = State::Resuming;
+                let run = self.run_state == RunState::Running;
+                self.outputs
+                    .push_back(DestinationOutput::ResumeGuest { run });
+            }
+            (Record::Discarded(_), State::Discarding { detail }) => {
+                let detail = detail.clone();
+                self.discard(detail);
+            }
+            _ => {}
+        }
+    }
+
+    fn persist_failed(&mut self, detail: String) {
+        match &self.state {
+            State::WritingPrepared => {
+                let detail = format!("the journal could not be written: {detail}");
+                self.fail(AbortCode::Failed, detail);
+            }
+            State::TakingOver => {
+                // The source has given the guest up and nobody else can run it: keep trying.
+                if let Some(migration) = self.migration {
+                    self.outputs.push_back(DestinationOutput::PersistLater {
+                        persist: Persist::new(Record::Owner(migration)),
+                        after: PERSIST_AGAIN,
+                    });
+                }
+            }
+            State::Discarding { detail } => {
+                let detail = detail.clone();
+                self.discard(detail);
+            }
+            _ => {}
+        }
+    }
+
+    fn connection_lost(&mut self, detail: String) {
+        self.connected = false;
+        match self.state {
+            State::WritingPrepared | State::TakingOver | State::Resuming | State::Finished => {}
+            State::Prepared | State::Owner { .. } => {
+                self.outputs.push_back(DestinationOutput::AwaitReconnect);
+            }
+            State::Discarding { .. } => {}
+            _ => self.discard(format!("the connection to the source was lost: {detail}")),
+        }
+    }
+
+    fn cancel(&mut self) {
+        match self.state {
+            State::AwaitHello => self.discard("cancelled".to_owned()),
+            // The source decides: it alone knows whether it may still go back.
+            _ if self.connected => self.send(Message::CancelRequest),
+            _ => {}
+        }
+    }
+
+    /// Gives up, if that is still allowed.
+    fn fail(&mut self, code: AbortCode, detail: String) {
+        let phase = format!("{:?}", self.state);
+        match self.state {
+            // Once prepared, only the source may end it.
+            State::Prepared
+            | State::TakingOver
+            | State::Resuming
+            | State::Owner { .. }
+            | State::Discarding { .. }
+            | State::Finished => return,
+            _ => {}
+        }
+        self.send(Message::Abort {
+            code,
+            phase,
+            detail: detail.clone(),
+        });
+        if self.state == State::WritingPrepared {
+            self.begin_discard(detail);
+        } else {
+            self.discard(detail);
+        }
+    }
+
+    fn source_gave_up(&mut self, detail: String) {
+        match self.state {
+            State::WritingPrepared | State::Prepared => self.begin_discard(detail),
+            // It has no right to after the commit; the guest is here.
+            State::TakingOver | State::Resuming | State::Owner { .. } => {}
+            _ => self.discard(detail),
+        }
+    }
+
+    /// `prepared` is or may be on disk: it must be taken back there too.
+    fn begin_discard(&mut self, detail: String) {
+        self.state = State::Discarding { detail };
+        self.persist(Record::Discarded);
+    }
+
+    fn discard(&mut self, detail: String) {
+        self.acks.clear();
+        self.outputs.push_back(DestinationOutput::Discard);
+        self.finish(DestinationOutcome::Aborted { detail });
+    }
+
+    fn finish(&mut self, outcome: DestinationOutcome) {
+        self.state = State::Finished;
+        self.outputs.push_back(DestinationOutput::Finished(outcome));
+    }
+}
+
+fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+}

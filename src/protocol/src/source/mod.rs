@@ -1,0 +1,642 @@
+//! The source's half of a migration as a state machine without IO.
+//!
+//! Order of calls: whenever something has happened, tell it by [`Source::handle_event`],
+//! [`Source::handle_message`] or [`Source::handle_timeout`]; then take outputs by
+//! [`Source::poll_output`] until there is none, and carry them out in their order; then wait no
+//! longer than [`Source::poll_timeout`] says. `now` never goes backward.
+
+mod progress;
+mod switchover;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+pub use progress::{PassStats, Phase, Progress, SourceStats, Timeline};
+
+use crate::ids::{ChunkId, MigrationId, Time, Token};
+use crate::message::{AbortCode, Hello, Message, RunState, VERSION, VmShape};
+use crate::ownership::{Persist, Stored};
+use crate::pages::PageSet;
+use crate::pending::{Chunk, PendingSet};
+use crate::policy::{Decision, Limits, PolicyInput, decide, predicted_blackout};
+use crate::wire::{MAX_DATA_PAGES, MAX_RANGES};
+
+/// What a source must know before it begins.
+#[derive(Clone, Debug)]
+pub struct SourceConfig {
+    /// The migration.
+    pub migration: MigrationId,
+    /// The destination's secret.
+    pub token: Token,
+    /// Page streams.
+    pub streams: u16,
+    /// The VM.
+    pub shape: VmShape,
+    /// The operator's limits.
+    pub limits: Limits,
+    /// Most pages on their way at once: this bounds the memory of both sides.
+    pub window_pages: u64,
+    /// Costs of a switchover that do not depend on memory, beside round trips.
+    pub fixed_cost: Duration,
+    /// The connection counts as lost after this silence.
+    pub silence: Duration,
+    /// The guest is not paused for longer than this before the source gives up.
+    pub pause_deadline: Duration,
+    /// How long to try to reach the destination again once the right to run was given up.
+    pub reconnect_for: Duration,
+    /// Name and version of the software, for people.
+    pub software: String,
+}
+
+/// What has happened.
+#[derive(Debug)]
+pub enum SourceEvent {
+    /// A connection stands (the first, or one that was asked for by `Reconnect`).
+    Connected,
+    /// There is none any more, or none could be made.
+    ConnectionLost {
+        /// Why.
+        detail: String,
+    },
+    /// A harvest is done.
+    Harvested {
+        /// Pages that may have changed.
+        dirty: PageSet,
+        /// Write notifications paid by the guest since the last one.
+        notifications: u64,
+    },
+    /// A chunk was handed to a page stream.
+    ChunkSent(ChunkStats),
+    /// The vCPUs stand still.
+    Paused,
+    /// Storage IO is cancelled.
+    IoCancelled,
+    /// vCPU and device state.
+    StateSaved {
+        /// Opaque.
+        blob: Vec<u8>,
+    },
+    /// A record is on disk.
+    Persisted(Stored),
+    /// A record could not be written.
+    PersistFailed {
+        /// Why.
+        detail: String,
+    },
+    /// The guest runs here again (or stays paused, as it was).
+    Resumed,
+    /// An operator cancels.
+    CancelRequested,
+    /// Something that was asked for could not be done.
+    Failed {
+        /// What and why.
+        detail: String,
+    },
+}
+
+/// How a chunk was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkStats {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Bytes on the stream, header included.
+    pub bytes_wire: u64,
+    /// Bytes of encoded content.
+    pub bytes_encoded: u64,
+    /// The codec that encoded it.
+    pub codec: u8,
+    /// Pages with content.
+    pub pages_data: u64,
+    /// Pages that were zero.
+    pub pages_zero: u64,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub enum SourceOutput {
+    /// Send on the control stream.
+    Send(Message),
+    /// Ask the tracker which pages may have changed (and start it, for pass 1).
+    Harvest {
+        /// The pass.
+        pass: u32,
+    },
+    /// Protect, read, encode, send.
+    SendChunk(Chunk),
+    /// Stop the vCPUs.
+    Pause,
+    /// Cancel storage IO.
+    CancelIo,
+    /// Save vCPU and device state.
+    SaveState,
+    /// Put a record on disk.
+    Persist(Persist),
+    /// The migration is off: end tracking, and let the guest run on if `run`.
+    ResumeGuest {
+        /// Whether it ran before.
+        run: bool,
+    },
+    /// Connect again after a while.
+    Reconnect {
+        /// How long to wait first.
+        after: Duration,
+    },
+    /// The guest is the destination's; drop it here.
+    ForgetVm,
+    /// Over.
+    Finished(Outcome),
+}
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest runs at the destination.
+    Completed,
+    /// The guest is at the source, as before.
+    Aborted {
+        /// Why, as a number.
+        code: AbortCode,
+        /// In words.
+        detail: String,
+    },
+    /// The right to run was given up, and the destination did not confirm in time. The guest
+    /// stays paused; an operator decides.
+    Undecided {
+        /// In words.
+        detail: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Connecting,
+    Greeting,
+    Offering,
+    Harvesting,
+    Sending,
+    Pausing,
+    CancellingIo,
+    SavingVm,
+    FinalHarvest,
+    FinalSending,
+    /// `relinquished` is being written; a failure that comes meanwhile waits for the answer.
+    Relinquishing {
+        failed: Option<(AbortCode, String)>,
+    },
+    /// Relinquished: the guest may only run at the destination.
+    Handover {
+        connected: bool,
+        give_up_at: Time,
+        attempts: u32,
+    },
+    Releasing,
+    Resuming(Outcome),
+    Finished,
+}
+
+/// The source. See the module's documentation for the order of calls.
+#[derive(Debug)]
+pub struct Source {
+    config: SourceConfig,
+    state: State,
+    pending: PendingSet,
+    outputs: VecDeque<SourceOutput>,
+    stats: SourceStats,
+    pass: u32,
+    not_shrinking: u32,
+    final_chunk_pages: u64,
+    all_sent: bool,
+    connected: bool,
+    last_heard: Time,
+    last_ping: Time,
+    rtt: Option<Duration>,
+}
+
+const PING_EVERY: Duration = Duration::from_secs(1);
+
+impl Source {
+    /// A source about to connect.
+    #[must_use]
+    pub fn new(config: SourceConfig, now: Time) -> Self {
+        let pending = PendingSet::new(&config.shape.ram);
+        Self {
+            pending,
+            state: State::Connecting,
+            outputs: VecDeque::new(),
+            stats: SourceStats::new(now),
+            pass: 0,
+            not_shrinking: 0,
+            final_chunk_pages: MAX_DATA_PAGES,
+            all_sent: false,
+            connected: false,
+            last_heard: now,
+            last_ping: now,
+            rtt: None,
+            config,
+        }
+    }
+
+    /// What is to be done next, if anything.
+    pub fn poll_output(&mut self) -> Option<SourceOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] wants to be called, if nothing happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let mut at = None;
+        let mut earliest = |t: Time| at = Some(at.map_or(t, |a: Time| a.min(t)));
+        if self.connected {
+            earliest(self.last_ping + PING_EVERY);
+            earliest(self.last_heard + self.config.silence);
+        }
+        if let Some(deadline) = self.pause_deadline() {
+            earliest(deadline);
+        }
+        if let State::Handover { give_up_at, .. } = self.state {
+            earliest(give_up_at);
+        }
+        if self.state == State::Finished {
+            None
+        } else {
+            at
+        }
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if self.state == State::Finished {
+            return;
+        }
+        if self.connected && now >= self.last_heard + self.config.silence {
+            let detail = format!(
+                "the destination has been silent for {} s",
+                self.config.silence.as_secs()
+            );
+            return self.connection_lost(now, detail);
+        }
+        if self.connected && now >= self.last_ping + PING_EVERY {
+            self.ping(now);
+        }
+        if self.pause_deadline().is_some_and(|t| now >= t) {
+            let detail = format!(
+                "the switchover did not end within {} ms",
+                self.config.pause_deadline.as_millis()
+            );
+            return self.fail(now, AbortCode::Failed, detail);
+        }
+        if let State::Handover { give_up_at, .. } = self.state
+            && now >= give_up_at
+        {
+            let detail =
+                "the destination was committed to but has not confirmed: find out whether \
+                          the guest runs there before doing anything here"
+                    .to_owned();
+            self.finish(Outcome::Undecided { detail });
+        }
+    }
+
+    /// Something has happened.
+    pub fn handle_event(&mut self, now: Time, event: SourceEvent) {
+        match (event, &self.state) {
+            (_, State::Finished) => {}
+            (SourceEvent::Connected, State::Connecting) => self.greet(now),
+            (SourceEvent::Connected, State::Handover { .. }) => self.rejoin(now),
+            (SourceEvent::ConnectionLost { detail }, _) => self.connection_lost(now, detail),
+            (
+                SourceEvent::Harvested {
+                    dirty,
+                    notifications,
+                },
+                State::Harvesting,
+            ) => {
+                self.harvested(now, &dirty, notifications);
+            }
+            (
+                SourceEvent::Harvested {
+                    dirty,
+                    notifications,
+                },
+                State::FinalHarvest,
+            ) => {
+                self.final_harvest(now, &dirty, notifications);
+            }
+            (SourceEvent::ChunkSent(stats), _) => self.stats.chunk_sent(&stats),
+            (SourceEvent::Paused, State::Pausing) => self.paused(now),
+            (SourceEvent::IoCancelled, State::CancellingIo) => self.io_cancelled(now),
+            (SourceEvent::StateSaved { blob }, State::SavingVm) => self.state_saved(now, blob),
+            (SourceEvent::Persisted(stored), _) => self.persisted(now, &stored),
+            (SourceEvent::PersistFailed { detail }, _) => self.persist_failed(now, detail),
+            (SourceEvent::Resumed, State::Resuming(outcome)) => {
+                let outcome = outcome.clone();
+                self.finish(outcome);
+            }
+            (SourceEvent::CancelRequested, _) => {
+                self.fail(now, AbortCode::Cancelled, "cancelled".to_owned());
+            }
+            (SourceEvent::Failed { detail }, State::Resuming(outcome)) => {
+                // Even resuming failed: say both.
+                let detail = format!("{}; and then: {detail}", describe(outcome));
+                let code = AbortCode::Failed;
+                self.finish(Outcome::Aborted { code, detail });
+            }
+            (SourceEvent::Failed { detail }, _) => self.fail(now, AbortCode::Failed, detail),
+            // Answers to what was asked before an abort.
+            _ => {}
+        }
+    }
+
+    /// The destination has said something.
+    pub fn handle_message(&mut self, now: Time, message: Message) {
+        self.last_heard = now;
+        match (message, &self.state) {
+            (_, State::Finished | State::Resuming(_)) => {}
+            (Message::Ping { nonce }, _) => self.send(Message::Pong { nonce }),
+            (Message::Pong { nonce }, _) => self.pong(now, nonce),
+            (Message::Welcome { .. }, State::Greeting) => {
+                self.state = State::Offering;
+                let offer = Box::new(self.config.shape.clone());
+                self.send(Message::Offer(offer));
+            }
+            (Message::Accept, State::Offering) => self.harvest(now),
+            (Message::Ack { chunks }, _) => self.acknowledged(now, &chunks),
+            (Message::Prepared(p), State::FinalSending) => self.prepared(now, p),
+            (Message::Resumed(r), State::Handover { .. }) => self.resumed_there(now, r),
+            (Message::CancelRequest, _) => {
+                let detail = "cancelled at the destination".to_owned();
+                self.fail(now, AbortCode::Cancelled, detail);
+            }
+            (
+                Message::Abort {
+                    code,
+                    phase,
+                    detail,
+                },
+                State::Handover { .. },
+            ) => {
+                // It has no right to: whatever it says, the guest may run there.
+                let detail =
+                    format!("the destination said {code:?} after the commit ({phase}: {detail})");
+                self.finish(Outcome::Undecided { detail });
+            }
+            (
+                Message::Abort {
+                    code,
+                    phase,
+                    detail,
+                },
+                _,
+            ) => {
+                self.connected = false;
+                self.fail(
+                    now,
+                    code,
+                    format!("the destination gave up ({phase}): {detail}"),
+                );
+            }
+            (Message::Resumed(_), State::Releasing) => {}
+            (other, state) => {
+                let detail = format!("{} makes no sense in {state:?}", other.name());
+                self.fail(now, AbortCode::Protocol, detail);
+            }
+        }
+    }
+
+    /// Pages not yet acknowledged.
+    #[must_use]
+    pub fn pending_pages(&self) -> u64 {
+        self.pending.pages()
+    }
+
+    /// How it is getting on.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        Progress {
+            phase: self.phase(),
+            pass: self.pass,
+            pages_left: self.pending.pages(),
+            pages_total: self.stats.current.pages_considered,
+            bytes_wire: self.stats.bytes_wire,
+            throughput: self.stats.throughput(),
+            predicted: (self.pass > 0).then(|| predicted_blackout(&self.policy_input())),
+        }
+    }
+
+    /// What was counted and timed.
+    #[must_use]
+    pub fn stats(&self) -> &SourceStats {
+        &self.stats
+    }
+
+    /// Whether the right to run was given up.
+    #[must_use]
+    pub fn has_relinquished(&self) -> bool {
+        matches!(self.state, State::Handover { .. } | State::Releasing)
+    }
+
+    fn phase(&self) -> Phase {
+        match self.state {
+            State::Connecting | State::Greeting | State::Offering => Phase::Connecting,
+            State::Harvesting | State::Sending => Phase::PreCopy,
+            State::Pausing | State::CancellingIo | State::SavingVm => Phase::Switchover,
+            State::FinalHarvest | State::FinalSending => Phase::Switchover,
+            State::Relinquishing { .. } | State::Handover { .. } | State::Releasing => {
+                Phase::Handover
+            }
+            State::Resuming(_) => Phase::Aborting,
+            State::Finished => Phase::Finished,
+        }
+    }
+
+    fn send(&mut self, message: Message) {
+        if self.connected {
+            self.outputs.push_back(SourceOutput::Send(message));
+        }
+    }
+
+    fn ping(&mut self, now: Time) {
+        self.last_ping = now;
+        let nonce = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        self.send(Message::Ping { nonce });
+    }
+
+    fn pong(&mut self, now: Time, nonce: u64) {
+        let Some(rtt) = now.checked_sub(Duration::from_nanos(nonce)) else {
+            return;
+        };
+        self.rtt = Some(self.rtt.map_or(rtt, |r| r.min(rtt)));
+        self.stats.rtt = self.rtt.unwrap_or_default();
+    }
+
+    fn greet(&mut self, now: Time) {
+        self.connected = true;
+        self.last_heard = now;
+        self.state = State::Greeting;
+        self.stats.timeline.connected = now;
+        let hello = Hello {
+            version: VERSION,
+            software: self.config.software.clone(),
+            migration: self.config.migration,
+            token: self.config.token,
+            streams: self.config.streams,
+        };
+        self.send(Message::Hello(hello));
+        self.ping(now);
+    }
+
+    fn harvest(&mut self, now: Time) {
+        self.pass += 1;
+        self.state = State::Harvesting;
+        self.stats.begin_pass(self.pass, now);
+        let pass = self.pass;
+        self.outputs.push_back(SourceOutput::Harvest { pass });
+    }
+
+    fn harvested(&mut self, now: Time, dirty: &PageSet, notifications: u64) {
+        self.pending.add(dirty);
+        let pages = self.pending.pages();
+        self.stats.harvested(pages, notifications);
+        if self.pass > 1 {
+            let last = self.stats.last_pass_pages();
+            if pages * 10 > last * 9 {
+                self.not_shrinking += 1;
+            } else {
+                self.not_shrinking = 0;
+            }
+            let input = self.policy_input();
+            match decide(&input, &self.config.limits) {
+                Decision::Continue => {}
+                Decision::SwitchOver => {
+                    self.stats.predicted_blackout = Some(predicted_blackout(&input));
+                    return self.begin_switchover(now);
+                }
+                Decision::GiveUp(why) => {
+                    return self.fail(now, AbortCode::NotConverging, why);
+                }
+            }
+        }
+        self.state = State::Sending;
+        let pass = self.pass;
+        self.send(Message::PassBegin { pass, pages });
+        self.pump(MAX_DATA_PAGES);
+        self.end_pass_if_done(now);
+    }
+
+    fn policy_input(&self) -> PolicyInput {
+        PolicyInput {
+            passes: self.pass.saturating_sub(1),
+            remaining_pages: self.pending.pages(),
+            last_pages: self.stats.last_pass_pages(),
+            last_duration: self.stats.last_pass_duration(),
+            bytes_per_page: self.stats.bytes_per_page(),
+            throughput: self.stats.throughput(),
+            fixed: self.config.fixed_cost + self.rtt.unwrap_or_default() * 2,
+            not_shrinking: self.not_shrinking,
+        }
+    }
+
+    fn pump(&mut self, max_pages: u64) {
+        while self.pending.in_flight_pages() < self.config.window_pages {
+            let Some(chunk) = self.pending.next_chunk(self.pass, max_pages, MAX_RANGES) else {
+                return;
+            };
+            self.outputs.push_back(SourceOutput::SendChunk(chunk));
+        }
+    }
+
+    fn acknowledged(&mut self, now: Time, chunks: &[ChunkId]) {
+        for &chunk in chunks {
+            match self.pending.acknowledge(chunk) {
+                Ok(pages) => self.stats.acknowledged(pages),
+                Err(_) => {
+                    let detail =
+                        format!("chunk {} was acknowledged but is not on its way", chunk.0);
+                    return self.fail(now, AbortCode::Protocol, detail);
+                }
+            }
+        }
+        match self.state {
+            State::Sending => {
+                self.pump(MAX_DATA_PAGES);
+                self.end_pass_if_done(now);
+            }
+            State::FinalSending => self.pump_final(now),
+            _ => {}
+        }
+    }
+
+    fn end_pass_if_done(&mut self, now: Time) {
+        if self.pending.is_empty() {
+            self.stats.end_pass(now, false);
+            self.harvest(now);
+        }
+    }
+
+    fn connection_lost(&mut self, now: Time, detail: String) {
+        self.connected = false;
+        match &mut self.state {
+            State::Handover {
+                connected,
+                attempts,
+                ..
+            } => {
+                *connected = false;
+                *attempts += 1;
+                let after = Duration::from_millis(50 << (*attempts).min(6));
+                self.outputs.push_back(SourceOutput::Reconnect { after });
+            }
+            State::Releasing | State::Resuming(_) | State::Finished => {}
+            State::Relinquishing { failed } => {
+                failed.get_or_insert((AbortCode::Failed, detail));
+            }
+            _ => {
+                let detail = format!("the connection to the destination was lost: {detail}");
+                self.fail(now, AbortCode::Failed, detail);
+            }
+        }
+    }
+
+    /// Gives up, if that is still allowed: the guest goes on here.
+    fn fail(&mut self, _now: Time, code: AbortCode, detail: String) {
+        match &mut self.state {
+            State::Finished | State::Resuming(_) | State::Handover { .. } | State::Releasing => {
+                return;
+            }
+            State::Relinquishing { failed } => {
+                // The record may be on disk any moment: what happens next depends on that.
+                failed.get_or_insert((code, detail));
+                return;
+            }
+            _ => {}
+        }
+        let phase = format!("{:?}", self.phase());
+        self.send(Message::Abort {
+            code,
+            phase,
+            detail: detail.clone(),
+        });
+        self.abort(Outcome::Aborted { code, detail });
+    }
+
+    fn abort(&mut self, outcome: Outcome) {
+        self.pending.put_back();
+        let run = self.config.shape.run_state == RunState::Running;
+        // Chunks not yet taken by the driver are of no use any more.
+        self.outputs
+            .retain(|o| !matches!(o, SourceOutput::SendChunk(_)));
+        self.outputs.push_back(SourceOutput::ResumeGuest { run });
+        self.state = State::Resuming(outcome);
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        self.state = State::Finished;
+        self.outputs.push_back(SourceOutput::Finished(outcome));
+    }
+}
+
+fn describe(outcome: &Outcome) -> &str {
+    match outcome {
+        Outcome::Completed => "completed",
+        Outcome::Aborted { detail, .. } | Outcome::Undecided { detail } => detail,
+    }
+}

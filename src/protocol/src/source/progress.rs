@@ -1,0 +1,252 @@
+//! What the source counts and times, and how it is getting on. Plain data.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::ChunkStats;
+use crate::ids::Time;
+use crate::message::{Prepared, Resumed};
+
+/// What is being done, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Until the destination has accepted.
+    Connecting,
+    /// Passes while the guest runs.
+    PreCopy,
+    /// The guest stands still.
+    Switchover,
+    /// The right to run is changing hands.
+    Handover,
+    /// The guest is being let run on at the source.
+    Aborting,
+    /// Over.
+    Finished,
+}
+
+/// A moment of a migration.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// What is being done.
+    pub phase: Phase,
+    /// The pass, from 1; 0 before the first.
+    pub pass: u32,
+    /// Pages of the pass not yet acknowledged.
+    pub pages_left: u64,
+    /// Pages of the pass.
+    pub pages_total: u64,
+    /// Bytes on the page streams so far.
+    pub bytes_wire: u64,
+    /// Wire throughput in bytes per second.
+    pub throughput: Option<f64>,
+    /// Blackout predicted for a switchover now.
+    pub predicted: Option<Duration>,
+}
+
+/// Figures of one pass.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PassStats {
+    /// From 1.
+    pub pass: u32,
+    /// When it began: the harvest.
+    pub began: Time,
+    /// How long it took, until the last acknowledgement.
+    pub duration: Duration,
+    /// Pages that might have changed.
+    pub pages_considered: u64,
+    /// Pages whose content was sent.
+    pub pages_data: u64,
+    /// Pages that were zero.
+    pub pages_zero: u64,
+    /// Write notifications.
+    pub notifications: u64,
+    /// Bytes on the streams.
+    pub bytes_wire: u64,
+    /// Whether the guest stood still.
+    pub paused: bool,
+}
+
+/// Moments, in the driver's time; zero where not reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeline {
+    /// Made.
+    pub start: Time,
+    /// First connection.
+    pub connected: Time,
+    /// Pause asked for.
+    pub pause: Time,
+    /// vCPUs stand still.
+    pub paused: Time,
+    /// IO cancelled.
+    pub io_cancelled: Time,
+    /// State saved.
+    pub state_saved: Time,
+    /// Last page acknowledged.
+    pub final_acked: Time,
+    /// `Prepared` arrived.
+    pub prepared: Time,
+    /// `relinquished` on disk.
+    pub relinquished: Time,
+    /// `Resumed` arrived.
+    pub resumed: Time,
+}
+
+/// Everything the source counts.
+#[derive(Clone, Debug)]
+pub struct SourceStats {
+    /// When things happened.
+    pub timeline: Timeline,
+    /// Passes that have ended.
+    pub passes: Vec<PassStats>,
+    /// The pass under way.
+    pub current: PassStats,
+    /// Bytes on the page streams.
+    pub bytes_wire: u64,
+    /// Encoded bytes by codec.
+    pub bytes_by_codec: BTreeMap<u8, u64>,
+    /// Pages acknowledged, whatever they held.
+    pub pages_acked: u64,
+    /// Pages that were zero.
+    pub pages_zero: u64,
+    /// Shortest round trip seen.
+    pub rtt: Duration,
+    /// The destination's figures.
+    pub prepared: Prepared,
+    /// The destination's figures.
+    pub resumed: Resumed,
+    /// What the policy predicted when it decided.
+    pub predicted_blackout: Option<Duration>,
+    /// Bytes and seconds of past passes, older ones weighing less.
+    rate: (f64, f64),
+    /// Bytes and pages of past passes.
+    density: (f64, f64),
+}
+
+/// Passes shorter than this say nothing about the link.
+const TELLING_BYTES: u64 = 256 << 10;
+
+impl SourceStats {
+    pub(super) fn new(now: Time) -> Self {
+        Self {
+            timeline: Timeline {
+                start: now,
+                ..Timeline::default()
+            },
+            passes: Vec::new(),
+            current: PassStats::default(),
+            bytes_wire: 0,
+            bytes_by_codec: BTreeMap::new(),
+            pages_acked: 0,
+            pages_zero: 0,
+            rtt: Duration::ZERO,
+            prepared: Prepared::default(),
+            resumed: Resumed::default(),
+            predicted_blackout: None,
+            rate: (0.0, 0.0),
+            density: (0.0, 0.0),
+        }
+    }
+
+    pub(super) fn begin_pass(&mut self, pass: u32, now: Time) {
+        self.current = PassStats {
+            pass,
+            began: now,
+            ..PassStats::default()
+        };
+    }
+
+    pub(super) fn harvested(&mut self, pages: u64, notifications: u64) {
+        self.current.pages_considered = pages;
+        self.current.notifications += notifications;
+    }
+
+    pub(super) fn chunk_sent(&mut self, chunk: &ChunkStats) {
+        self.bytes_wire += chunk.bytes_wire;
+        self.pages_zero += chunk.pages_zero;
+        self.current.bytes_wire += chunk.bytes_wire;
+        self.current.pages_data += chunk.pages_data;
+        self.current.pages_zero += chunk.pages_zero;
+        if chunk.bytes_encoded > 0 {
+            *self.bytes_by_codec.entry(chunk.codec).or_default() += chunk.bytes_encoded;
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, pages: u64) {
+        self.pages_acked += pages;
+    }
+
+    pub(super) fn end_pass(&mut self, now: Time, paused: bool) {
+        self.current.duration = now.saturating_sub(self.current.began);
+        self.current.paused = paused;
+        let pass = std::mem::take(&mut self.current);
+        if pass.bytes_wire >= TELLING_BYTES || self.rate.1 == 0.0 {
+            self.rate.0 = self.rate.0 / 2.0 + pass.bytes_wire as f64;
+            self.rate.1 = self.rate.1 / 2.0 + pass.duration.as_secs_f64();
+            self.density.0 = self.density.0 / 2.0 + pass.bytes_wire as f64;
+            self.density.1 = self.density.1 / 2.0 + pass.pages_considered as f64;
+        }
+        self.passes.push(pass);
+    }
+
+    /// Wire throughput in bytes per second, recent passes weighing most.
+    #[must_use]
+    pub fn throughput(&self) -> Option<f64> {
+        (self.rate.1 > 0.0 && self.rate.0 > 0.0).then(|| self.rate.0 / self.rate.1)
+    }
+
+    /// Wire bytes per page; a page and a little where nothing is known.
+    #[must_use]
+    pub fn bytes_per_page(&self) -> f64 {
+        if self.density.1 > 0.0 {
+            self.density.0 / self.density.1
+        } else {
+            4100.0
+        }
+    }
+
+    pub(super) fn last_pass_pages(&self) -> u64 {
+        self.passes.last().map_or(0, |p| p.pages_considered)
+    }
+
+    pub(super) fn last_pass_duration(&self) -> Duration {
+        self.passes.last().map_or(Duration::ZERO, |p| p.duration)
+    }
+
+    /// The parts of the blackout, which sum to it: pause, io_cancel, save_state, final_pages,
+    /// send_state, restore, handover, resume. `Resumed` takes half a round trip to arrive, which
+    /// is not the guest's time. None unless the migration completed.
+    #[must_use]
+    pub fn blackout(&self) -> Option<[Duration; 8]> {
+        let t = &self.timeline;
+        if t.resumed.is_zero() {
+            return None;
+        }
+        let us = Duration::from_micros;
+        let total = t
+            .resumed
+            .saturating_sub(t.pause)
+            .saturating_sub(self.rtt / 2);
+        let pause = t.paused.saturating_sub(t.pause);
+        let io_cancel = t.io_cancelled.saturating_sub(t.paused);
+        let save_state = t.state_saved.saturating_sub(t.io_cancelled);
+        let final_pages = t.final_acked.saturating_sub(t.state_saved);
+        let restore = us(self.prepared.restore_us);
+        let send_state = t
+            .prepared
+            .saturating_sub(t.final_acked)
+            .saturating_sub(restore + us(self.prepared.flush_us));
+        let resume = us(self.resumed.resume_us);
+        let others = pause + io_cancel + save_state + final_pages + send_state + restore + resume;
+        let handover = total.saturating_sub(others);
+        Some([
+            pause,
+            io_cancel,
+            save_state,
+            final_pages,
+            send_state,
+            restore,
+            handover,
+            resume,
+        ])
+    }
+}

@@ -1,0 +1,168 @@
+//! The source from the pause to the confirmation: every step in which the guest stands still.
+
+use crate::ids::Time;
+use crate::message::{AbortCode, Message, Prepared, Resumed};
+use crate::ownership::{Persist, Record, Stored};
+use crate::pages::PageSet;
+use crate::wire::{MAX_DATA_PAGES, digest};
+
+use super::{Outcome, Source, SourceOutput, State};
+
+/// Fewest pages in a chunk of the last pass, however many streams share it.
+const MIN_FINAL_CHUNK: u64 = 8;
+
+impl Source {
+    pub(super) fn pause_deadline(&self) -> Option<Time> {
+        matches!(
+            self.state,
+            State::Pausing
+                | State::CancellingIo
+                | State::SavingVm
+                | State::FinalHarvest
+                | State::FinalSending
+        )
+        .then(|| self.stats.timeline.pause + self.config.pause_deadline)
+    }
+
+    pub(super) fn begin_switchover(&mut self, now: Time) {
+        self.stats.timeline.pause = now;
+        self.state = State::Pausing;
+        self.outputs.push_back(SourceOutput::Pause);
+    }
+
+    pub(super) fn paused(&mut self, now: Time) {
+        self.stats.timeline.paused = now;
+        self.state = State::CancellingIo;
+        self.outputs.push_back(SourceOutput::CancelIo);
+    }
+
+    pub(super) fn io_cancelled(&mut self, now: Time) {
+        self.stats.timeline.io_cancelled = now;
+        self.state = State::SavingVm;
+        self.outputs.push_back(SourceOutput::SaveState);
+    }
+
+    /// The state goes first: it travels beside the last pages. Saving it may write to guest RAM,
+    /// so the last harvest comes after it.
+    pub(super) fn state_saved(&mut self, now: Time, blob: Vec<u8>) {
+        self.stats.timeline.state_saved = now;
+        self.state = State::FinalHarvest;
+        let pass = self.pass;
+        self.outputs.push_back(SourceOutput::Harvest { pass });
+        let digest = digest(&blob);
+        self.send(Message::State { blob, digest });
+    }
+
+    pub(super) fn final_harvest(&mut self, now: Time, dirty: &PageSet, notifications: u64) {
+        self.pending.add(dirty);
+        self.stats.harvested(self.pending.pages(), notifications);
+        self.state = State::FinalSending;
+        self.final_chunk_pages = self
+            .pending
+            .pages()
+            .div_ceil(u64::from(self.config.streams.max(1)) * 2)
+            .clamp(MIN_FINAL_CHUNK, MAX_DATA_PAGES);
+        self.pump_final(now);
+    }
+
+    pub(super) fn pump_final(&mut self, now: Time) {
+        self.pump(self.final_chunk_pages);
+        let on_their_way = self.pending.pages() == self.pending.in_flight_pages();
+        if on_their_way && !self.all_sent {
+            self.all_sent = true;
+            let chunks = self.pending.chunks();
+            self.send(Message::AllSent { chunks });
+        }
+        if self.pending.is_empty() && self.stats.timeline.final_acked.is_zero() {
+            self.stats.timeline.final_acked = now;
+            self.stats.end_pass(now, true);
+        }
+    }
+
+    pub(super) fn prepared(&mut self, now: Time, prepared: Prepared) {
+        if !self.pending.is_empty() {
+            let detail = format!(
+                "the destination says it is prepared, but has not acknowledged {} pages",
+                self.pending.pages()
+            );
+            return self.fail(now, AbortCode::Protocol, detail);
+        }
+        self.stats.timeline.prepared = now;
+        self.stats.prepared = prepared;
+        self.state = State::Relinquishing { failed: None };
+        let record = Record::Relinquished(self.config.migration);
+        self.outputs
+            .push_back(SourceOutput::Persist(Persist::new(record)));
+    }
+
+    pub(super) fn persisted(&mut self, now: Time, stored: &Stored) {
+        match (stored.record(), &self.state) {
+            (Record::Relinquished(_), State::Relinquishing { .. }) => {
+                // Whatever failed meanwhile comes too late: from here on only forward.
+                self.stats.timeline.relinquished = now;
+                self.state = State::Handover {
+                    connected: self.connected,
+                    give_up_at: now + self.config.reconnect_for,
+                    attempts: 0,
+                };
+                if self.connected {
+                    self.send(Message::Commit);
+                } else {
+                    let after = std::time::Duration::ZERO;
+                    self.outputs.push_back(SourceOutput::Reconnect { after });
+                }
+            }
+            (Record::Released(_), State::Releasing) => {
+                self.send(Message::Bye);
+                self.outputs.push_back(SourceOutput::ForgetVm);
+                self.finish(Outcome::Completed);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn persist_failed(&mut self, now: Time, detail: String) {
+        match &self.state {
+            State::Relinquishing { failed } => {
+                // The commit was never sent, so the destination cannot become the owner.
+                let (code, detail) = failed.clone().unwrap_or((
+                    AbortCode::Failed,
+                    format!("the journal could not be written: {detail}"),
+                ));
+                self.state = State::FinalSending;
+                self.fail(now, code, detail);
+            }
+            State::Releasing => {
+                // The destination runs the guest; the missing record only means that this host
+                // will ask again after a crash.
+                self.send(Message::Bye);
+                self.outputs.push_back(SourceOutput::ForgetVm);
+                self.finish(Outcome::Completed);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn rejoin(&mut self, now: Time) {
+        if let State::Handover { connected, .. } = &mut self.state {
+            *connected = true;
+        }
+        self.connected = true;
+        self.last_heard = now;
+        self.last_ping = now;
+        self.send(Message::Rejoin {
+            migration: self.config.migration,
+            token: self.config.token,
+        });
+        self.send(Message::Commit);
+    }
+
+    pub(super) fn resumed_there(&mut self, now: Time, resumed: Resumed) {
+        self.stats.timeline.resumed = now;
+        self.stats.resumed = resumed;
+        self.state = State::Releasing;
+        let record = Record::Released(self.config.migration);
+        self.outputs
+            .push_back(SourceOutput::Persist(Persist::new(record)));
+    }
+}
