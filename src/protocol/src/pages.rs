@@ -322,8 +322,8 @@ mod tests {
     #[test]
     fn layouts_that_cannot_be_ram_are_refused() {
         let bad = |ranges: &[(u64, u64)]| {
-            let ranges = ranges.iter().map(|&(s, c)| PageRange::new(s, c)).collect();
-            RamLayout::try_from(ranges as Vec<_>).is_err()
+            let ranges: Vec<_> = ranges.iter().map(|&(s, c)| PageRange::new(s, c)).collect();
+            RamLayout::try_from(ranges).is_err()
         };
         assert!(bad(&[]));
         assert!(bad(&[(0, 0)]));
