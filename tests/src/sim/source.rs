@@ -1,0 +1,225 @@
+//! The source's driver, simulated: carries out what the core says, and takes its time for it.
+
+use vmferry_protocol::pending::Chunk;
+use vmferry_protocol::source::{ChunkStats, SourceEvent, SourceOutput};
+use vmferry_protocol::wire::ChunkHeader;
+use vmferry_protocol::{PageRange, message::RunState};
+
+use super::check::Violation;
+use super::link::Direction;
+use super::scenario::{PlantedBug, Side};
+use super::world::{Next, PageFrame, World};
+
+/// Bytes of a chunk header on the wire, about.
+const HEADER_BYTES: u64 = 60;
+
+impl World<'_> {
+    pub(super) fn drive_source(&mut self) -> Result<(), Violation> {
+        while let Some(output) = self.source.as_mut().and_then(|s| s.poll_output()) {
+            self.carry_out_source(output)?;
+        }
+        Ok(())
+    }
+
+    fn carry_out_source(&mut self, output: SourceOutput) -> Result<(), Violation> {
+        let costs = self.s.costs;
+        match output {
+            SourceOutput::Send(message) => return self.send(Direction::ToDestination, &message),
+            SourceOutput::SendChunk(chunk) => return self.protect_and_read(chunk),
+            SourceOutput::Harvest { pass } => self.after(costs.harvest, Next::Harvest { pass }),
+            SourceOutput::Pause => {
+                self.paused_at = Some(self.now);
+                self.rights.active[0] = false;
+                if !self.bug(PlantedBug::DoesNotPause) {
+                    self.runs = false;
+                }
+                self.machine_step(Side::Source, costs.pause, Next::Source(SourceEvent::Paused));
+            }
+            SourceOutput::CancelIo => {
+                let done = Next::Source(SourceEvent::IoCancelled);
+                self.machine_step(Side::Source, costs.other, done);
+            }
+            SourceOutput::SaveState => {
+                // Devices write their rings into guest memory when they are saved.
+                let gfn = self.s.layout.regions()[0].start;
+                self.guest.write(gfn);
+                let blob = vec![0x5a; self.s.state_bytes];
+                let done = Next::Source(SourceEvent::StateSaved { blob });
+                self.machine_step(Side::Source, costs.state, done);
+            }
+            SourceOutput::Persist(persist) => {
+                self.persist(Side::Source, persist, std::time::Duration::ZERO);
+            }
+            SourceOutput::ResumeGuest { run } => {
+                self.note(|| format!("resumed at the source, run {run}"));
+                self.guest.stop_tracking();
+                self.runs = run;
+                self.rights.active[0] = true;
+                if let Some(at) = self.paused_at {
+                    self.blackout = Some(self.now - at);
+                }
+                self.machine_step(
+                    Side::Source,
+                    costs.other,
+                    Next::Source(SourceEvent::Resumed),
+                );
+            }
+            SourceOutput::Reconnect { after } => {
+                self.wire.cut();
+                self.after(after + self.s.link.latency, Next::Connect);
+            }
+            SourceOutput::ForgetVm => {
+                if self.rights.active[0] {
+                    return Err(Violation::Order("a guest in use is forgotten".to_owned()));
+                }
+            }
+            SourceOutput::Finished(outcome) => {
+                self.note(|| format!("source: {outcome:?}"));
+                if self.outcome.replace(outcome).is_some() {
+                    return Err(Violation::Order("the source finished twice".to_owned()));
+                }
+                self.stats = self.source.as_ref().map(|s| s.stats().clone());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn harvest(&mut self, pass: u32) -> Result<(), Violation> {
+        let first = self.harvests == 0;
+        self.harvests += 1;
+        let (dirty, notifications) = self.guest.harvest(first);
+        if self.bug(PlantedBug::ForgetsFinalHarvest) {
+            let mut ranges = Vec::new();
+            dirty.for_each_run(|r| ranges.push(r));
+            self.guest.protect(&ranges);
+            if self.paused_at.is_some() {
+                let dirty = vmferry_protocol::PageSet::new(&self.s.layout);
+                return self.tell_source(SourceEvent::Harvested {
+                    dirty,
+                    notifications,
+                });
+            }
+        }
+        self.note(|| format!("pass {pass}: {} pages", dirty.len()));
+        self.tell_source(SourceEvent::Harvested {
+            dirty,
+            notifications,
+        })
+    }
+
+    fn protect_and_read(&mut self, chunk: Chunk) -> Result<(), Violation> {
+        for range in &chunk.ranges {
+            if let Some(gfn) = range.frames().find(|gfn| self.on_their_way.contains(*gfn)) {
+                return Err(Violation::TwiceOnItsWay(gfn));
+            }
+            self.on_their_way.insert(*range);
+        }
+        self.in_flight.insert(chunk.id, chunk.ranges.clone());
+        // One chunk may begin just below the limit.
+        if self.on_their_way.len() > self.s.window_pages + 64 {
+            return Err(Violation::Window(self.on_their_way.len()));
+        }
+        let early = if self.bug(PlantedBug::ReadsBeforeProtecting) {
+            Some(self.guest.read(&chunk.ranges))
+        } else {
+            self.guest.protect(&chunk.ranges);
+            None
+        };
+        self.after(self.s.costs.read, Next::Read { chunk, early });
+        Ok(())
+    }
+
+    pub(super) fn read_and_send(
+        &mut self,
+        chunk: Chunk,
+        early: Option<Vec<(u64, u32)>>,
+    ) -> Result<(), Violation> {
+        let newer = match early {
+            Some(newer) => {
+                self.guest.protect(&chunk.ranges);
+                newer
+            }
+            None => self.guest.read(&chunk.ranges),
+        };
+        let (zero, data) = split(&chunk.ranges);
+        let pages = |ranges: &[PageRange]| ranges.iter().map(|r| r.count).sum::<u64>();
+        let (pages_zero, pages_data) = (pages(&zero), pages(&data));
+        self.pages_sent += pages_zero + pages_data;
+        let bytes = if self.s.encode {
+            let content = if data.is_empty() {
+                Vec::new()
+            } else {
+                vec![0xc5; 16]
+            };
+            let header = ChunkHeader {
+                chunk: chunk.id,
+                pass: chunk.pass,
+                codec: 1,
+                zero,
+                data,
+                encoded_len: content.len() as u32,
+            };
+            let head = header
+                .encode(&content)
+                .map_err(|e| Violation::Order(e.to_string()))?;
+            Some((head, content))
+        } else {
+            None
+        };
+        let bytes_encoded = pages_data * self.s.page_bytes;
+        let bytes_wire = bytes_encoded + HEADER_BYTES;
+        let frame = PageFrame {
+            chunk: chunk.id,
+            ranges: chunk.ranges,
+            newer,
+            bytes,
+        };
+        let stream = self.rng.below(u64::from(self.s.streams.max(1))) as usize;
+        let jitter = std::time::Duration::from_nanos(self.rng.below(50_000));
+        let (left, arrives) = self.wire.page(self.now, stream, bytes_wire, jitter);
+        let stats = ChunkStats {
+            chunk: frame.chunk,
+            bytes_wire,
+            bytes_encoded,
+            codec: 1,
+            pages_data,
+            pages_zero,
+        };
+        self.at(left, Next::Source(SourceEvent::ChunkSent(stats)));
+        if self.wire.up {
+            let epoch = self.wire.epoch;
+            self.at(arrives, Next::Page { epoch, frame });
+        }
+        Ok(())
+    }
+
+    /// The destination has said so: these pages may travel again.
+    pub(super) fn arrived(&mut self, chunk: vmferry_protocol::ids::ChunkId) {
+        for range in self.in_flight.remove(&chunk).unwrap_or_default() {
+            self.on_their_way.remove(range);
+        }
+    }
+
+    pub(super) fn ran_before(&self) -> bool {
+        self.s.run_state == RunState::Running
+    }
+}
+
+/// Blocks of eight pages of which the last is zero, so that chunks have both kinds.
+fn split(ranges: &[PageRange]) -> (Vec<PageRange>, Vec<PageRange>) {
+    let (mut zero, mut data) = (Vec::new(), Vec::new());
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end() {
+            let in_block = at % 8;
+            let (list, n) = if in_block == 7 {
+                (&mut zero, 1)
+            } else {
+                (&mut data, (7 - in_block).min(range.end() - at))
+            };
+            list.push(PageRange::new(at, n));
+            at += n;
+        }
+    }
+    (zero, data)
+}
