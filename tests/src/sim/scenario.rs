@@ -176,6 +176,8 @@ pub struct Scenario {
     pub seed: u64,
     /// What goes wrong.
     pub faults: Faults,
+    /// If it was aborted, it is tried again at once, on the same guest, with nothing going wrong.
+    pub again: bool,
 }
 
 impl Default for Scenario {
@@ -205,6 +207,7 @@ impl Default for Scenario {
             reconnect_for: Duration::from_secs(60),
             seed: 1,
             faults: Faults::default(),
+            again: false,
         }
     }
 }

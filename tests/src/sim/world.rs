@@ -16,7 +16,7 @@ use vmferry_protocol::{PageRange, PageSet};
 use super::check::{Rights, Violation};
 use super::guest::{Guest, Memory, Rng};
 use super::link::{Direction, Wire};
-use super::scenario::{Cut, CutKind, DiskFault, PlantedBug, Scenario, Side, Trigger};
+use super::scenario::{Cut, CutKind, DiskFault, Faults, PlantedBug, Scenario, Side, Trigger};
 
 pub(super) const MIGRATION: MigrationId = MigrationId([0x11; 16]);
 pub(super) const TOKEN: Token = Token::new([0x22; 16]);
@@ -97,18 +97,21 @@ pub struct Report {
 /// # Errors
 /// The first [`Violation`], with what happened last.
 pub fn run(scenario: &Scenario) -> Result<Report, (Violation, String)> {
-    let mut world = World::new(scenario);
-    world.run().map_err(|violation| {
-        let last: Vec<&str> = world
-            .trace
-            .iter()
-            .rev()
-            .take(30)
-            .rev()
-            .map(String::as_str)
-            .collect();
-        (violation, last.join("\n"))
-    })
+    let mut first = World::new(scenario);
+    let report = first.finish()?;
+    let aborted = matches!(report.source, Some(Outcome::Aborted { .. }));
+    if !scenario.again || !aborted {
+        return Ok(report);
+    }
+    let calm = Scenario {
+        faults: Faults::default(),
+        again: false,
+        ..scenario.clone()
+    };
+    let mut second = World::new(&calm);
+    second.guest = first.guest;
+    second.runs = first.runs;
+    second.finish()
 }
 
 /// Everything.
@@ -228,6 +231,13 @@ impl<'a> World<'a> {
         if self.trace.len() > 400 {
             self.trace.drain(..200);
         }
+    }
+
+    fn finish(&mut self) -> Result<Report, (Violation, String)> {
+        self.run().map_err(|violation| {
+            let from = self.trace.len().saturating_sub(30);
+            (violation, self.trace[from..].join("\n"))
+        })
     }
 
     fn run(&mut self) -> Result<Report, Violation> {
