@@ -96,7 +96,8 @@ pub enum Message {
     Commit,
     /// Destination: `owner` is on disk and the guest runs (or stays paused, as it was).
     Resumed(Resumed),
-    /// Source: forgotten here; the connection may go.
+    /// Forgotten here; the connection may go. The source says it after `Resumed`, the destination
+    /// when it has discarded the machine, so that the source knows that nothing is left there.
     Bye,
     /// Either side gives up. Not said by a source that has relinquished.
     Abort {
@@ -109,7 +110,8 @@ pub enum Message {
     },
     /// Destination's operator asks the source to cancel.
     CancelRequest,
-    /// Source: a new connection of a migration that was cut after `relinquished`.
+    /// Source: a new connection of a migration that was cut when the destination may have been
+    /// prepared. `Commit` or `Abort` follows.
     Rejoin {
         /// Which.
         migration: MigrationId,

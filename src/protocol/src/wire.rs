@@ -13,6 +13,8 @@ use crate::pages::{PAGE_SIZE, PageRange, RamLayout};
 
 /// Longest body of a control frame, in bytes.
 pub const MAX_CONTROL: usize = 16 << 20;
+/// The same for every message but `State`: a few bytes on the wire can stand for many in memory.
+pub const MAX_SMALL: usize = 2 << 20;
 /// Most pages with content in a chunk: 256 KiB.
 pub const MAX_DATA_PAGES: u64 = 64;
 /// Most pages in a chunk, zero pages included.
@@ -67,16 +69,28 @@ pub enum WireError {
 /// [`WireError::TooLong`] for a state blob larger than the limit.
 pub fn encode(message: &Message) -> Result<Vec<u8>, WireError> {
     let body = postcard::to_stdvec(message).map_err(|_| WireError::Malformed)?;
-    if body.len() > MAX_CONTROL {
+    let max = longest(&body);
+    if body.len() > max {
         return Err(WireError::TooLong {
             got: body.len(),
-            max: MAX_CONTROL,
+            max,
         });
     }
     let mut frame = Vec::with_capacity(body.len() + 4);
     frame.extend_from_slice(&(body.len() as u32).to_le_bytes());
     frame.extend_from_slice(&body);
     Ok(frame)
+}
+
+/// The kind of message is the first byte of its body. Tested: it moves when kinds are added.
+const STATE_KIND: u8 = 6;
+
+fn longest(body: &[u8]) -> usize {
+    if body.first() == Some(&STATE_KIND) {
+        MAX_CONTROL
+    } else {
+        MAX_SMALL
+    }
 }
 
 /// Puts control frames together from whatever pieces arrive.
@@ -105,6 +119,10 @@ impl FrameDecoder {
                 got: len,
                 max: MAX_CONTROL,
             });
+        }
+        let max = longest(&self.buffer[4..]);
+        if self.buffer.len() > 4 && len > max {
+            return Err(WireError::TooLong { got: len, max });
         }
         let Some(body) = self.buffer.get(4..4 + len) else {
             return Ok(None);
@@ -246,6 +264,9 @@ impl ChunkHeader {
         if self.zero.len() > MAX_RANGES || self.data.len() > MAX_RANGES {
             return Err(WireError::Header("too many ranges"));
         }
+        if !disjoint(&self.zero, &self.data) {
+            return Err(WireError::Header("ranges that overlap or are out of order"));
+        }
         let sum = |ranges: &[PageRange]| {
             ranges
                 .iter()
@@ -260,6 +281,17 @@ impl ChunkHeader {
         }
         Ok(())
     }
+}
+
+/// Whether both lists ascend, and no page is in them twice: what a page holds in the end must not
+/// depend on the order in which it is written.
+fn disjoint(zero: &[PageRange], data: &[PageRange]) -> bool {
+    let ascending = |ranges: &[PageRange]| ranges.windows(2).all(|w| w[0].end() <= w[1].start);
+    let apart = |a: &PageRange| {
+        data.iter()
+            .all(|b| a.end() <= b.start || b.end() <= a.start)
+    };
+    ascending(zero) && ascending(data) && zero.iter().all(apart)
 }
 
 /// The checksum that travels with a chunk: xxh3-64 over header and content.
@@ -331,6 +363,29 @@ mod tests {
     }
 
     #[test]
+    fn only_the_state_may_be_long() {
+        let state = Message::State {
+            blob: vec![0; MAX_SMALL + 1],
+            digest: 0,
+        };
+        let frame = encode(&state).unwrap();
+        assert_eq!(frame[4], STATE_KIND);
+        let mut decoder = FrameDecoder::default();
+        decoder.feed(&frame);
+        assert_eq!(decoder.next_message(), Ok(Some(state)));
+        let acks = Message::Ack {
+            chunks: vec![ChunkId(1); MAX_SMALL + 1],
+        };
+        assert!(matches!(encode(&acks), Err(WireError::TooLong { .. })));
+        // The first byte of the body is enough to know.
+        let mut decoder = FrameDecoder::default();
+        decoder.feed(&(MAX_SMALL as u32 + 1).to_le_bytes());
+        assert_eq!(decoder.next_message(), Ok(None));
+        decoder.feed(&[STATE_KIND - 1]);
+        assert!(decoder.next_message().is_err());
+    }
+
+    #[test]
     fn headers_come_out_as_they_went_in() {
         let bytes = header().encode(b"12345").unwrap();
         let (len, sum) = ChunkHeader::decode_prefix(*bytes.first_chunk().unwrap()).unwrap();
@@ -357,6 +412,11 @@ mod tests {
         assert!(refused(|h| h.encoded_len = u32::MAX));
         assert!(refused(|h| h.encoded_len = 0));
         assert!(refused(|h| h.zero = vec![PageRange::new(0, 1); 65]));
+        assert!(refused(|h| h.data.reverse()));
+        assert!(refused(|h| h.zero[0] = h.data[0]));
+        assert!(refused(
+            |h| h.zero = vec![PageRange::new(20, 2), PageRange::new(21, 2)]
+        ));
     }
 
     #[test]

@@ -7,165 +7,20 @@
 
 mod progress;
 mod switchover;
+mod types;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 pub use progress::{PassStats, Phase, Progress, SourceStats, Timeline};
+pub use types::{ChunkStats, Outcome, SourceConfig, SourceEvent, SourceOutput};
 
-use crate::ids::{ChunkId, MigrationId, Time, Token};
-use crate::message::{AbortCode, Hello, Message, RunState, VERSION, VmShape};
-use crate::ownership::{Persist, Stored};
+use crate::ids::{ChunkId, Time};
+use crate::message::{AbortCode, Hello, Message, RunState, VERSION};
 use crate::pages::PageSet;
-use crate::pending::{Chunk, PendingSet};
-use crate::policy::{Decision, Limits, PolicyInput, decide, predicted_blackout};
+use crate::pending::PendingSet;
+use crate::policy::{Decision, PolicyInput, decide, predicted_blackout};
 use crate::wire::{MAX_DATA_PAGES, MAX_RANGES};
-
-/// What a source must know before it begins.
-#[derive(Clone, Debug)]
-pub struct SourceConfig {
-    /// The migration.
-    pub migration: MigrationId,
-    /// The destination's secret.
-    pub token: Token,
-    /// Page streams.
-    pub streams: u16,
-    /// The VM.
-    pub shape: VmShape,
-    /// The operator's limits.
-    pub limits: Limits,
-    /// Most pages on their way at once: this bounds the memory of both sides.
-    pub window_pages: u64,
-    /// Costs of a switchover that do not depend on memory, beside round trips.
-    pub fixed_cost: Duration,
-    /// The connection counts as lost after this silence.
-    pub silence: Duration,
-    /// The guest is not paused for longer than this before the source gives up.
-    pub pause_deadline: Duration,
-    /// How long to try to reach the destination again once the right to run was given up.
-    pub reconnect_for: Duration,
-    /// Name and version of the software, for people.
-    pub software: String,
-}
-
-/// What has happened.
-#[derive(Debug)]
-pub enum SourceEvent {
-    /// A connection stands (the first, or one that was asked for by `Reconnect`).
-    Connected,
-    /// There is none any more, or none could be made.
-    ConnectionLost {
-        /// Why.
-        detail: String,
-    },
-    /// A harvest is done.
-    Harvested {
-        /// Pages that may have changed.
-        dirty: PageSet,
-        /// Write notifications paid by the guest since the last one.
-        notifications: u64,
-    },
-    /// A chunk was handed to a page stream.
-    ChunkSent(ChunkStats),
-    /// The vCPUs stand still.
-    Paused,
-    /// Storage IO is cancelled.
-    IoCancelled,
-    /// vCPU and device state.
-    StateSaved {
-        /// Opaque.
-        blob: Vec<u8>,
-    },
-    /// A record is on disk.
-    Persisted(Stored),
-    /// A record could not be written.
-    PersistFailed {
-        /// Why.
-        detail: String,
-    },
-    /// The guest runs here again (or stays paused, as it was).
-    Resumed,
-    /// An operator cancels.
-    CancelRequested,
-    /// Something that was asked for could not be done.
-    Failed {
-        /// What and why.
-        detail: String,
-    },
-}
-
-/// How a chunk was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChunkStats {
-    /// The chunk.
-    pub chunk: ChunkId,
-    /// Bytes on the stream, header included.
-    pub bytes_wire: u64,
-    /// Bytes of encoded content.
-    pub bytes_encoded: u64,
-    /// The codec that encoded it.
-    pub codec: u8,
-    /// Pages with content.
-    pub pages_data: u64,
-    /// Pages that were zero.
-    pub pages_zero: u64,
-}
-
-/// What is to be done.
-#[derive(Debug, PartialEq)]
-pub enum SourceOutput {
-    /// Send on the control stream.
-    Send(Message),
-    /// Ask the tracker which pages may have changed (and start it, for pass 1).
-    Harvest {
-        /// The pass.
-        pass: u32,
-    },
-    /// Protect, read, encode, send.
-    SendChunk(Chunk),
-    /// Stop the vCPUs.
-    Pause,
-    /// Cancel storage IO.
-    CancelIo,
-    /// Save vCPU and device state.
-    SaveState,
-    /// Put a record on disk.
-    Persist(Persist),
-    /// The migration is off: end tracking, and let the guest run on if `run`.
-    ResumeGuest {
-        /// Whether it ran before.
-        run: bool,
-    },
-    /// Connect again after a while.
-    Reconnect {
-        /// How long to wait first.
-        after: Duration,
-    },
-    /// The guest is the destination's; drop it here.
-    ForgetVm,
-    /// Over.
-    Finished(Outcome),
-}
-
-/// How it ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The guest runs at the destination.
-    Completed,
-    /// The guest is at the source, as before.
-    Aborted {
-        /// Why, as a number.
-        code: AbortCode,
-        /// In words.
-        detail: String,
-    },
-    /// The right to run was given up, and the destination did not confirm in time. The guest
-    /// stays paused; an operator decides.
-    Undecided {
-        /// In words.
-        detail: String,
-    },
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -191,6 +46,12 @@ enum State {
     },
     Releasing,
     Resuming(Outcome),
+    /// The guest runs here again; a destination that may be prepared has yet to hear of it.
+    Telling {
+        outcome: Outcome,
+        attempts: u32,
+        give_up_at: Time,
+    },
     Finished,
 }
 
@@ -206,6 +67,8 @@ pub struct Source {
     not_shrinking: u32,
     final_chunk_pages: u64,
     all_sent: bool,
+    /// The destination has dropped its machine, or said that it gives up.
+    gone_there: bool,
     connected: bool,
     last_heard: Time,
     last_ping: Time,
@@ -213,6 +76,10 @@ pub struct Source {
 }
 
 const PING_EVERY: Duration = Duration::from_secs(1);
+/// How often to try to tell a destination that the migration is off: about three seconds.
+const TELL_ATTEMPTS: u32 = 5;
+/// How long to try, beyond the silence after which a connection counts as lost.
+const TELL_FOR: Duration = Duration::from_secs(5);
 
 impl Source {
     /// A source about to connect.
@@ -228,6 +95,7 @@ impl Source {
             not_shrinking: 0,
             final_chunk_pages: MAX_DATA_PAGES,
             all_sent: false,
+            gone_there: false,
             connected: false,
             last_heard: now,
             last_ping: now,
@@ -253,7 +121,7 @@ impl Source {
         if let Some(deadline) = self.pause_deadline() {
             earliest(deadline);
         }
-        if let State::Handover { give_up_at, .. } = self.state {
+        if let State::Handover { give_up_at, .. } | State::Telling { give_up_at, .. } = self.state {
             earliest(give_up_at);
         }
         if self.state == State::Finished {
@@ -294,6 +162,16 @@ impl Source {
                     .to_owned();
             self.finish(Outcome::Undecided { detail });
         }
+        if let State::Telling {
+            give_up_at,
+            outcome,
+            ..
+        } = &self.state
+            && now >= *give_up_at
+        {
+            let outcome = outcome.clone();
+            self.finish(outcome);
+        }
     }
 
     /// Something has happened.
@@ -301,7 +179,9 @@ impl Source {
         match (event, &self.state) {
             (_, State::Finished) => {}
             (SourceEvent::Connected, State::Connecting) => self.greet(now),
-            (SourceEvent::Connected, State::Handover { .. }) => self.rejoin(now),
+            (SourceEvent::Connected, State::Handover { .. } | State::Telling { .. }) => {
+                self.rejoin(now);
+            }
             (SourceEvent::ConnectionLost { detail }, _) => self.connection_lost(now, detail),
             (
                 SourceEvent::Harvested {
@@ -329,7 +209,7 @@ impl Source {
             (SourceEvent::PersistFailed { detail }, _) => self.persist_failed(now, detail),
             (SourceEvent::Resumed, State::Resuming(outcome)) => {
                 let outcome = outcome.clone();
-                self.finish(outcome);
+                self.tell_then_finish(now, outcome);
             }
             (SourceEvent::CancelRequested, _) => {
                 self.fail(now, AbortCode::Cancelled, "cancelled".to_owned());
@@ -350,7 +230,14 @@ impl Source {
     pub fn handle_message(&mut self, now: Time, message: Message) {
         self.last_heard = now;
         match (message, &self.state) {
-            (_, State::Finished | State::Resuming(_)) => {}
+            (_, State::Finished) => {}
+            // The destination of an aborted migration has dropped its machine.
+            (Message::Bye | Message::Abort { .. }, State::Resuming(_)) => self.gone_there = true,
+            (Message::Bye | Message::Abort { .. }, State::Telling { outcome, .. }) => {
+                let outcome = outcome.clone();
+                self.finish(outcome);
+            }
+            (_, State::Resuming(_) | State::Telling { .. }) => {}
             (Message::Ping { nonce }, _) => self.send(Message::Pong { nonce }),
             (Message::Pong { nonce }, _) => self.pong(now, nonce),
             (Message::Welcome { .. }, State::Greeting) => {
@@ -388,6 +275,7 @@ impl Source {
                 _,
             ) => {
                 self.connected = false;
+                self.gone_there = true;
                 self.fail(
                     now,
                     code,
@@ -443,7 +331,7 @@ impl Source {
             State::Relinquishing { .. } | State::Handover { .. } | State::Releasing => {
                 Phase::Handover
             }
-            State::Resuming(_) => Phase::Aborting,
+            State::Resuming(_) | State::Telling { .. } => Phase::Aborting,
             State::Finished => Phase::Finished,
         }
     }
@@ -582,7 +470,18 @@ impl Source {
             } => {
                 *connected = false;
                 *attempts += 1;
-                let after = Duration::from_millis(50 << (*attempts).min(6));
+                let after = backoff(*attempts);
+                self.outputs.push_back(SourceOutput::Reconnect { after });
+            }
+            State::Telling {
+                outcome, attempts, ..
+            } => {
+                *attempts += 1;
+                if *attempts > TELL_ATTEMPTS {
+                    let outcome = outcome.clone();
+                    return self.finish(outcome);
+                }
+                let after = backoff(*attempts);
                 self.outputs.push_back(SourceOutput::Reconnect { after });
             }
             State::Releasing | State::Resuming(_) | State::Finished => {}
@@ -599,9 +498,11 @@ impl Source {
     /// Gives up, if that is still allowed: the guest goes on here.
     fn fail(&mut self, _now: Time, code: AbortCode, detail: String) {
         match &mut self.state {
-            State::Finished | State::Resuming(_) | State::Handover { .. } | State::Releasing => {
-                return;
-            }
+            State::Finished
+            | State::Resuming(_)
+            | State::Telling { .. }
+            | State::Handover { .. }
+            | State::Releasing => return,
             State::Relinquishing { failed } => {
                 // The record may be on disk any moment: what happens next depends on that.
                 failed.get_or_insert((code, detail));
@@ -628,10 +529,32 @@ impl Source {
         self.state = State::Resuming(outcome);
     }
 
+    /// A destination that has heard `AllSent` may be prepared, and would wait for ever. The guest
+    /// runs here by now, so this only delays the report.
+    fn tell_then_finish(&mut self, now: Time, outcome: Outcome) {
+        if !self.all_sent || self.gone_there {
+            return self.finish(outcome);
+        }
+        self.state = State::Telling {
+            outcome,
+            attempts: 0,
+            give_up_at: now + self.config.silence + TELL_FOR,
+        };
+        if !self.connected {
+            let after = Duration::ZERO;
+            self.outputs.push_back(SourceOutput::Reconnect { after });
+        }
+    }
+
     fn finish(&mut self, outcome: Outcome) {
         self.state = State::Finished;
         self.outputs.push_back(SourceOutput::Finished(outcome));
     }
+}
+
+/// 100 ms, then twice as long each time, up to 3.2 s.
+fn backoff(attempts: u32) -> Duration {
+    Duration::from_millis(50 << attempts.min(6))
 }
 
 fn describe(outcome: &Outcome) -> &str {

@@ -222,20 +222,18 @@ impl SourceStats {
             return None;
         }
         let us = Duration::from_micros;
-        let total = t
-            .resumed
-            .saturating_sub(t.pause)
-            .saturating_sub(self.rtt / 2);
+        let until = t.resumed.saturating_sub(self.rtt / 2).max(t.prepared);
+        let total = until.saturating_sub(t.pause);
         let pause = t.paused.saturating_sub(t.pause);
         let io_cancel = t.io_cancelled.saturating_sub(t.paused);
         let save_state = t.state_saved.saturating_sub(t.io_cancelled);
         let final_pages = t.final_acked.saturating_sub(t.state_saved);
-        let restore = us(self.prepared.restore_us);
-        let send_state = t
-            .prepared
-            .saturating_sub(t.final_acked)
-            .saturating_sub(restore + us(self.prepared.flush_us));
-        let resume = us(self.resumed.resume_us);
+        // The destination's own figures are kept within what passed here, as its acknowledgements
+        // may come late, and its word is not proof.
+        let waited = t.prepared.saturating_sub(t.final_acked);
+        let restore = us(self.prepared.restore_us).min(waited);
+        let send_state = (waited - restore).saturating_sub(us(self.prepared.flush_us));
+        let resume = us(self.resumed.resume_us).min(until.saturating_sub(t.prepared));
         let others = pause + io_cancel + save_state + final_pages + send_state + restore + resume;
         let handover = total.saturating_sub(others);
         Some([

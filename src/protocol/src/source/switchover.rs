@@ -6,7 +6,7 @@ use crate::ownership::{Persist, Record, Stored};
 use crate::pages::PageSet;
 use crate::wire::{MAX_DATA_PAGES, digest};
 
-use super::{Outcome, Source, SourceOutput, State};
+use super::{Outcome, Source, SourceOutput, State, describe};
 
 /// Fewest pages in a chunk of the last pass, however many streams share it.
 const MIN_FINAL_CHUNK: u64 = 8;
@@ -154,7 +154,22 @@ impl Source {
             migration: self.config.migration,
             token: self.config.token,
         });
-        self.send(Message::Commit);
+        match &self.state {
+            State::Handover { .. } => self.send(Message::Commit),
+            State::Telling { outcome, .. } => {
+                let code = match outcome {
+                    Outcome::Aborted { code, .. } => *code,
+                    Outcome::Completed | Outcome::Undecided { .. } => AbortCode::Failed,
+                };
+                let (phase, detail) = ("Rejoin".to_owned(), describe(outcome).to_owned());
+                self.send(Message::Abort {
+                    code,
+                    phase,
+                    detail,
+                });
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn resumed_there(&mut self, now: Time, resumed: Resumed) {

@@ -3,132 +3,17 @@
 //! Called in the same order as [`crate::source::Source`]: tell it what happened, then poll
 //! outputs until there is none, then wait no longer than it says.
 
+mod types;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
+pub use types::{DestinationConfig, DestinationEvent, DestinationOutcome, DestinationOutput};
+
 use crate::ids::{ChunkId, MigrationId, Time, Token};
-use crate::message::{AbortCode, Hello, Message, Prepared, Resumed, RunState, VERSION, VmShape};
+use crate::message::{AbortCode, Hello, Message, Prepared, Resumed, RunState, VERSION};
 use crate::ownership::{Persist, Record, Stored};
 use crate::wire::digest;
-
-/// What a destination must know before it begins.
-#[derive(Clone, Debug)]
-pub struct DestinationConfig {
-    /// The one-time secret that the source must show.
-    pub token: Token,
-    /// The connection counts as lost after this silence.
-    pub silence: Duration,
-    /// How long the destination stays reachable after the guest runs, for a source that has not
-    /// heard of it yet.
-    pub linger: Duration,
-    /// Name and version of the software, for people.
-    pub software: String,
-}
-
-/// What has happened.
-#[derive(Debug)]
-pub enum DestinationEvent {
-    /// The source has connected (again).
-    Connected,
-    /// There is no connection any more.
-    ConnectionLost {
-        /// Why.
-        detail: String,
-    },
-    /// The empty machine is made.
-    MachineReady,
-    /// This host cannot run it.
-    MachineRefused {
-        /// In words, all that is wrong.
-        detail: String,
-    },
-    /// These chunks are in RAM.
-    ChunksApplied(Vec<ChunkId>),
-    /// State is set.
-    StateRestored {
-        /// How long it took.
-        took: Duration,
-    },
-    /// A record is on disk.
-    Persisted {
-        /// The proof.
-        stored: Stored,
-        /// How long it took.
-        took: Duration,
-    },
-    /// A record could not be written.
-    PersistFailed {
-        /// Why.
-        detail: String,
-    },
-    /// The vCPUs run (or stay paused, as they were).
-    Resumed {
-        /// How long it took.
-        took: Duration,
-    },
-    /// An operator cancels here.
-    CancelRequested,
-    /// Something that was asked for could not be done.
-    Failed {
-        /// What and why.
-        detail: String,
-    },
-}
-
-/// What is to be done.
-#[derive(Debug, PartialEq)]
-pub enum DestinationOutput {
-    /// Send on the control stream.
-    Send(Message),
-    /// The source has shown the token: its page streams may be accepted for this migration.
-    Admit {
-        /// The migration.
-        migration: MigrationId,
-        /// How many streams.
-        streams: u16,
-    },
-    /// Make an empty machine of this shape.
-    PrepareMachine(Box<VmShape>),
-    /// All pages are in RAM: set this state.
-    RestoreState {
-        /// Opaque.
-        blob: Vec<u8>,
-    },
-    /// Put a record on disk.
-    Persist(Persist),
-    /// Put a record on disk, after a while: it failed just now.
-    PersistLater {
-        /// The record.
-        persist: Persist,
-        /// How long to wait first.
-        after: Duration,
-    },
-    /// The guest is this host's: let it run, if `run`.
-    ResumeGuest {
-        /// Whether it ran before.
-        run: bool,
-    },
-    /// The guest runs here. The migration is still to be closed.
-    Arrived,
-    /// Drop the machine.
-    Discard,
-    /// Let the source connect again.
-    AwaitReconnect,
-    /// Over.
-    Finished(DestinationOutcome),
-}
-
-/// How it ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DestinationOutcome {
-    /// The guest runs here.
-    Completed,
-    /// It does not; the machine was dropped.
-    Aborted {
-        /// In words.
-        detail: String,
-    },
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -167,6 +52,8 @@ pub struct Destination {
     expected: Option<u64>,
     blob: Option<Vec<u8>>,
     connected: bool,
+    /// The peer at the other end of this connection has shown the token.
+    joined: bool,
     last_heard: Time,
     prepared: Prepared,
     resumed: Resumed,
@@ -191,6 +78,7 @@ impl Destination {
             expected: None,
             blob: None,
             connected: false,
+            joined: false,
             last_heard: now,
             prepared: Prepared::default(),
             resumed: Resumed::default(),
@@ -202,12 +90,16 @@ impl Destination {
         if let Some(output) = self.outputs.pop_front() {
             return Some(output);
         }
-        if self.acks.is_empty() || !self.connected {
+        if !self.connected {
             return None;
         }
+        self.take_acks().map(DestinationOutput::Send)
+    }
+
+    fn take_acks(&mut self) -> Option<Message> {
         let n = self.acks.len().min(ACKS_A_MESSAGE);
-        let chunks = self.acks.drain(..n).collect();
-        Some(DestinationOutput::Send(Message::Ack { chunks }))
+        let chunks: Vec<ChunkId> = self.acks.drain(..n).collect();
+        (!chunks.is_empty()).then_some(Message::Ack { chunks })
     }
 
     /// When [`Self::handle_timeout`] wants to be called.
@@ -245,6 +137,7 @@ impl Destination {
             (_, State::Finished) => {}
             (DestinationEvent::Connected, _) => {
                 self.connected = true;
+                self.joined = false;
                 self.last_heard = now;
             }
             (DestinationEvent::ConnectionLost { detail }, _) => self.connection_lost(detail),
@@ -259,6 +152,13 @@ impl Destination {
                 self.applied += chunks.len() as u64;
                 self.acks.extend(chunks);
                 self.restore_if_complete();
+            }
+            (
+                DestinationEvent::ChunksApplied(_),
+                State::AwaitOffer | State::Preparing | State::Restoring | State::WritingPrepared,
+            ) => {
+                let detail = "pages came before they were asked for, or after all had come";
+                self.fail(AbortCode::Protocol, detail.to_owned());
             }
             (DestinationEvent::StateRestored { took }, State::Restoring) => {
                 self.prepared.restore_us = micros(took);
@@ -290,6 +190,9 @@ impl Destination {
         match (message, &self.state) {
             (_, State::Finished | State::Discarding { .. }) => {}
             (Message::Ping { nonce }, _) => self.send(Message::Pong { nonce }),
+            // Whoever connects again shows the token before anything else counts.
+            (Message::Rejoin { migration, token }, _) => self.rejoin(migration, &token),
+            (_, state) if !self.joined && *state != State::AwaitHello => self.refuse_stranger(),
             (Message::Pong { .. } | Message::PassBegin { .. }, _) => {}
             (Message::Hello(hello), State::AwaitHello) => self.hello(hello),
             (Message::Offer(shape), State::AwaitOffer) => {
@@ -318,7 +221,6 @@ impl Destination {
             // Said again after a reconnect.
             (Message::Commit, State::TakingOver | State::Resuming) => {}
             (Message::Commit, State::Owner { .. }) => self.send(Message::Resumed(self.resumed)),
-            (Message::Rejoin { migration, token }, _) => self.rejoin(migration, &token),
             (Message::Bye, State::Owner { .. }) => self.finish(DestinationOutcome::Completed),
             (
                 Message::Abort {
@@ -329,7 +231,6 @@ impl Destination {
                 _,
             ) => {
                 let detail = format!("the source gave up ({code:?}, {phase}): {detail}");
-                self.connected = false;
                 self.source_gave_up(detail);
             }
             (other, state) => {
@@ -363,6 +264,7 @@ impl Destination {
             let detail = "the source does not show the token of this migration".to_owned();
             return self.fail(AbortCode::Token, detail);
         }
+        self.joined = true;
         self.migration = Some(hello.migration);
         self.state = State::AwaitOffer;
         self.outputs.push_back(DestinationOutput::Admit {
@@ -374,17 +276,22 @@ impl Destination {
     }
 
     fn rejoin(&mut self, migration: MigrationId, token: &Token) {
-        let same = self.migration == Some(migration) && token.matches(&self.config.token);
-        if !same {
-            let detail = "a rejoin that belongs to another migration".to_owned();
-            self.send(Message::Abort {
-                code: AbortCode::Token,
-                phase: "Rejoin".to_owned(),
-                detail,
-            });
-            self.connected = false;
-            self.outputs.push_back(DestinationOutput::AwaitReconnect);
+        if self.migration == Some(migration) && token.matches(&self.config.token) {
+            self.joined = true;
+        } else {
+            self.refuse_stranger();
         }
+    }
+
+    /// A connection that does not belong to this migration: it changes nothing.
+    fn refuse_stranger(&mut self) {
+        self.send(Message::Abort {
+            code: AbortCode::Token,
+            phase: "Rejoin".to_owned(),
+            detail: "a connection that does not belong to this migration".to_owned(),
+        });
+        self.connected = false;
+        self.outputs.push_back(DestinationOutput::AwaitReconnect);
     }
 
     fn restore_if_complete(&mut self) {
@@ -421,6 +328,10 @@ impl Destination {
                 self.state = State::Prepared;
                 let prepared = self.prepared;
                 if self.connected {
+                    // No acknowledgement may come after this, however the driver polls.
+                    while let Some(acks) = self.take_acks() {
+                        self.send(acks);
+                    }
                     self.send(Message::Prepared(prepared));
                 } else {
                     self.outputs.push_back(DestinationOutput::AwaitReconnect);
@@ -467,8 +378,9 @@ impl Destination {
     fn connection_lost(&mut self, detail: String) {
         self.connected = false;
         match self.state {
-            State::WritingPrepared | State::TakingOver | State::Resuming | State::Finished => {}
-            State::Prepared | State::Owner { .. } => {
+            // Asks for a new connection when the record is on disk.
+            State::WritingPrepared | State::Finished => {}
+            State::Prepared | State::TakingOver | State::Resuming | State::Owner { .. } => {
                 self.outputs.push_back(DestinationOutput::AwaitReconnect);
             }
             State::Discarding { .. } => {}
@@ -528,6 +440,9 @@ impl Destination {
     fn discard(&mut self, detail: String) {
         self.acks.clear();
         self.outputs.push_back(DestinationOutput::Discard);
+        if self.joined {
+            self.send(Message::Bye);
+        }
         self.finish(DestinationOutcome::Aborted { detail });
     }
 
