@@ -1,0 +1,320 @@
+//! The cores told anything, in any order, from any point of a migration on: they never panic, and
+//! never let the guest run in two places.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{MIGRATION, T, TOKEN, destination, hello, layout, on_disk, shape, source};
+use proptest::prelude::*;
+use vmferry_protocol::destination::{DestinationEvent, DestinationOutcome, DestinationOutput};
+use vmferry_protocol::ids::ChunkId;
+use vmferry_protocol::message::{AbortCode, Message, Prepared, Resumed, VERSION};
+use vmferry_protocol::ownership::{Persist, Record};
+use vmferry_protocol::source::{ChunkStats, Outcome, SourceEvent, SourceOutput};
+use vmferry_protocol::wire::digest;
+use vmferry_protocol::{PageRange, PageSet};
+
+fn any_message() -> impl Strategy<Value = Message> {
+    let abort = Message::Abort {
+        code: AbortCode::Failed,
+        phase: "x".to_owned(),
+        detail: "y".to_owned(),
+    };
+    let chunks = prop::collection::vec((0u64..6).prop_map(ChunkId), 0..4);
+    prop_oneof![
+        Just(hello(TOKEN, VERSION)),
+        Just(Message::Welcome {
+            software: String::new()
+        }),
+        Just(Message::Offer(Box::new(shape()))),
+        Just(Message::Accept),
+        Just(Message::PassBegin { pass: 1, pages: 1 }),
+        chunks.prop_map(|chunks| Message::Ack { chunks }),
+        Just(Message::State {
+            blob: vec![1],
+            digest: digest(&[1])
+        }),
+        Just(Message::State {
+            blob: vec![1],
+            digest: 0
+        }),
+        (0u64..4).prop_map(|chunks| Message::AllSent { chunks }),
+        Just(Message::Prepared(Prepared {
+            restore_us: u64::MAX,
+            flush_us: u64::MAX
+        })),
+        Just(Message::Commit),
+        Just(Message::Resumed(Resumed {
+            flush_us: u64::MAX,
+            resume_us: u64::MAX
+        })),
+        Just(Message::Bye),
+        Just(abort),
+        Just(Message::CancelRequest),
+        Just(Message::Rejoin {
+            migration: MIGRATION,
+            token: TOKEN
+        }),
+        any::<u64>().prop_map(|nonce| Message::Ping { nonce }),
+        any::<u64>().prop_map(|nonce| Message::Pong { nonce }),
+    ]
+}
+
+/// What a fuzzing driver does next: a message, or event number n, or time.
+#[derive(Clone, Debug)]
+enum Poke {
+    Message(Message),
+    Event(u8),
+    Time(u64),
+    Store(bool),
+}
+
+/// All that a destination hears in a migration that completes.
+fn right_for_destination() -> Vec<Poke> {
+    let state = Message::State {
+        blob: vec![1],
+        digest: digest(&[1]),
+    };
+    vec![
+        Poke::Message(hello(TOKEN, VERSION)),
+        Poke::Message(Message::Offer(Box::new(shape()))),
+        Poke::Event(2),
+        Poke::Message(state),
+        Poke::Message(Message::AllSent { chunks: 1 }),
+        Poke::Event(5),
+        Poke::Event(7),
+        Poke::Store(true),
+        Poke::Message(Message::Commit),
+        Poke::Store(true),
+        Poke::Event(9),
+        Poke::Message(Message::Bye),
+    ]
+}
+
+/// The same for a source.
+fn right_for_source() -> Vec<Poke> {
+    let message = Poke::Message;
+    let ack = |n| {
+        let chunks = vec![ChunkId(n)];
+        message(Message::Ack { chunks })
+    };
+    let software = String::new();
+    vec![
+        Poke::Event(0),
+        message(Message::Welcome { software }),
+        message(Message::Accept),
+        Poke::Event(3),
+        Poke::Event(12),
+        Poke::Time(1),
+        ack(1),
+        // What the second harvest finds fits the blackout.
+        Poke::Event(3),
+        Poke::Event(6),
+        Poke::Event(7),
+        Poke::Event(8),
+        Poke::Event(3),
+        ack(2),
+        message(Message::Prepared(Prepared::default())),
+        Poke::Store(true),
+        message(Message::Resumed(Resumed::default())),
+        Poke::Store(true),
+    ]
+}
+
+/// A migration as it should be up to some point, then anything.
+fn schedule(right: fn() -> Vec<Poke>) -> impl Strategy<Value = Vec<Poke>> {
+    (0..=right().len(), pokes()).prop_map(move |(n, rest)| {
+        let mut all = right();
+        all.truncate(n);
+        all.extend(rest);
+        all
+    })
+}
+
+fn pokes() -> impl Strategy<Value = Vec<Poke>> {
+    let poke = prop_oneof![
+        4 => any_message().prop_map(Poke::Message),
+        4 => (0u8..13).prop_map(Poke::Event),
+        1 => (0u64..20_000).prop_map(Poke::Time),
+        2 => any::<bool>().prop_map(Poke::Store),
+    ];
+    prop::collection::vec(poke, 0..120)
+}
+
+fn chunk_sent() -> ChunkStats {
+    ChunkStats {
+        chunk: ChunkId(1),
+        bytes_wire: 100_000,
+        bytes_encoded: 99_000,
+        codec: 1,
+        pages_data: 3,
+        pages_zero: 0,
+    }
+}
+
+/// Pokes a destination and checks it after each poke; how it ended, if it did.
+fn poke_destination(pokes: Vec<Poke>) -> Result<Option<DestinationOutcome>, TestCaseError> {
+    let mut d = destination();
+    let mut now = T;
+    let mut ended = None;
+    let mut waiting: Vec<Persist> = Vec::new();
+    let (mut owner_stored, mut committed) = (false, false);
+    for poke in pokes {
+        let text = || "x".to_owned();
+        match poke {
+            Poke::Message(m) => {
+                committed |= m == Message::Commit;
+                d.handle_message(now, m);
+            }
+            Poke::Time(ms) => {
+                now += Duration::from_millis(ms);
+                d.handle_timeout(now);
+                prop_assert!(d.poll_timeout().is_none_or(|t| t > now));
+            }
+            Poke::Store(good) => {
+                if let Some(persist) = waiting.pop() {
+                    if good {
+                        owner_stored |= matches!(persist.record(), Record::Owner(_));
+                        let stored = on_disk(persist);
+                        d.handle_event(now, DestinationEvent::Persisted { stored, took: T });
+                    } else {
+                        d.handle_event(now, DestinationEvent::PersistFailed { detail: text() });
+                    }
+                }
+            }
+            Poke::Event(n) => d.handle_event(
+                now,
+                match n {
+                    0 => DestinationEvent::Connected,
+                    1 => DestinationEvent::ConnectionLost { detail: text() },
+                    2 | 3 => DestinationEvent::MachineReady,
+                    4 => DestinationEvent::MachineRefused { detail: text() },
+                    5 | 6 => DestinationEvent::ChunksApplied(vec![ChunkId(u64::from(n))]),
+                    7 | 8 => DestinationEvent::StateRestored {
+                        took: Duration::MAX,
+                    },
+                    9 => DestinationEvent::Resumed { took: T },
+                    10 => DestinationEvent::CancelRequested,
+                    _ => DestinationEvent::Failed { detail: text() },
+                },
+            ),
+        }
+        let mut over = 0;
+        while let Some(output) = d.poll_output() {
+            match output {
+                DestinationOutput::Persist(p)
+                | DestinationOutput::PersistLater { persist: p, .. } => {
+                    prop_assert!(committed || !matches!(p.record(), Record::Owner(_)));
+                    waiting.push(p);
+                }
+                DestinationOutput::ResumeGuest { .. } => prop_assert!(owner_stored),
+                DestinationOutput::Finished(outcome) => {
+                    over += 1;
+                    ended = Some(outcome);
+                }
+                DestinationOutput::Discard => prop_assert!(!owner_stored),
+                _ => {}
+            }
+        }
+        prop_assert!(over <= 1);
+        prop_assert!(!d.is_owner() || owner_stored);
+    }
+    Ok(ended)
+}
+
+/// The same for a source.
+fn poke_source(pokes: Vec<Poke>) -> Result<Option<Outcome>, TestCaseError> {
+    let mut s = source();
+    let mut now = T;
+    let mut ended = None;
+    let mut waiting: Vec<Persist> = Vec::new();
+    let mut relinquished = false;
+    for poke in pokes {
+        let text = || "x".to_owned();
+        match poke {
+            Poke::Message(m) => s.handle_message(now, m),
+            Poke::Time(ms) => {
+                now += Duration::from_millis(ms);
+                s.handle_timeout(now);
+                // Silence and a ping may both be due: two calls settle everything.
+                s.handle_timeout(now);
+                prop_assert!(s.poll_timeout().is_none_or(|t| t > now));
+            }
+            Poke::Store(good) => {
+                if let Some(persist) = waiting.pop() {
+                    if good {
+                        relinquished |= matches!(persist.record(), Record::Relinquished(_));
+                        s.handle_event(now, SourceEvent::Persisted(on_disk(persist)));
+                    } else {
+                        s.handle_event(now, SourceEvent::PersistFailed { detail: text() });
+                    }
+                }
+            }
+            Poke::Event(n) => {
+                let mut dirty = PageSet::new(&layout());
+                dirty.insert(PageRange::new(0, 3));
+                s.handle_event(
+                    now,
+                    match n {
+                        0 | 1 => SourceEvent::Connected,
+                        2 => SourceEvent::ConnectionLost { detail: text() },
+                        3..=5 => SourceEvent::Harvested {
+                            dirty,
+                            notifications: 1,
+                        },
+                        6 => SourceEvent::Paused,
+                        7 => SourceEvent::IoCancelled,
+                        8 => SourceEvent::StateSaved { blob: vec![1] },
+                        9 => SourceEvent::Resumed,
+                        10 => SourceEvent::CancelRequested,
+                        12 => SourceEvent::ChunkSent(chunk_sent()),
+                        _ => SourceEvent::Failed { detail: text() },
+                    },
+                );
+            }
+        }
+        while let Some(output) = s.poll_output() {
+            match output {
+                SourceOutput::Persist(p) => waiting.push(p),
+                SourceOutput::Finished(outcome) => ended = Some(outcome),
+                SourceOutput::ResumeGuest { .. } => prop_assert!(!relinquished),
+                SourceOutput::Send(Message::Commit) | SourceOutput::ForgetVm => {
+                    prop_assert!(relinquished)
+                }
+                SourceOutput::Send(Message::Abort { .. }) => prop_assert!(!relinquished),
+                _ => {}
+            }
+        }
+        if let Some(parts) = s.stats().blackout() {
+            let t = s.stats().timeline;
+            let until = t.resumed.saturating_sub(s.stats().rtt / 2).max(t.prepared);
+            prop_assert_eq!(parts.iter().sum::<Duration>(), until - t.pause);
+        }
+    }
+    Ok(ended)
+}
+
+#[test]
+fn the_right_order_completes() {
+    let destination = poke_destination(right_for_destination()).expect("checks");
+    assert_eq!(destination, Some(DestinationOutcome::Completed));
+    let source = poke_source(right_for_source()).expect("checks");
+    assert_eq!(source, Some(Outcome::Completed));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn a_destination_told_anything_never_runs_the_guest_without_the_record(
+        pokes in schedule(right_for_destination)
+    ) {
+        poke_destination(pokes)?;
+    }
+
+    #[test]
+    fn a_source_told_anything_never_resumes_what_it_gave_away(pokes in schedule(right_for_source)) {
+        poke_source(pokes)?;
+    }
+}
