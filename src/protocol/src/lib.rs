@@ -14,6 +14,7 @@ pub mod pages;
 pub mod pending;
 pub mod policy;
 pub mod source;
+pub mod version;
 pub mod wire;
 
 pub use pages::{PAGE_SIZE, PageRange, PageSet, RamLayout};

@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ChunkId, MigrationId, Token};
 use crate::pages::RamLayout;
+use crate::version::{Agreed, Speaks};
 
-/// The protocol version spoken by this code. A peer of another version is refused.
-pub const VERSION: u16 = 1;
+pub use crate::version::VERSION;
 
 /// Whether the guest's vCPUs were running or paused when the migration began; it is the same
 /// after it, wherever the guest then is.
@@ -61,6 +61,8 @@ pub enum Message {
     Welcome {
         /// Its software, for people.
         software: String,
+        /// What is spoken from here on.
+        agreed: Agreed,
     },
     /// Source: what is to be moved.
     Offer(Box<VmShape>),
@@ -159,8 +161,8 @@ impl Message {
 /// The source's first words.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hello {
-    /// Its protocol version.
-    pub version: u16,
+    /// What it speaks. First, so that any version can read it.
+    pub speaks: Speaks,
     /// Its software, for people.
     pub software: String,
     /// The migration.

@@ -9,11 +9,17 @@ use common::{MIGRATION, T, TOKEN, destination, hello, layout, on_disk, shape, so
 use proptest::prelude::*;
 use vmferry_protocol::destination::{DestinationEvent, DestinationOutcome, DestinationOutput};
 use vmferry_protocol::ids::ChunkId;
-use vmferry_protocol::message::{AbortCode, Message, Prepared, Resumed, VERSION};
+use vmferry_protocol::message::{AbortCode, Message, Prepared, Resumed};
 use vmferry_protocol::ownership::{Persist, Record};
 use vmferry_protocol::source::{ChunkStats, Outcome, SourceEvent, SourceOutput};
+use vmferry_protocol::version::{Agreed, Features, Speaks};
 use vmferry_protocol::wire::digest;
 use vmferry_protocol::{PageRange, PageSet};
+
+const AGREED: Agreed = Agreed {
+    version: 1,
+    features: Features::ALL,
+};
 
 fn any_message() -> impl Strategy<Value = Message> {
     let abort = Message::Abort {
@@ -23,9 +29,10 @@ fn any_message() -> impl Strategy<Value = Message> {
     };
     let chunks = prop::collection::vec((0u64..6).prop_map(ChunkId), 0..4);
     prop_oneof![
-        Just(hello(TOKEN, VERSION)),
+        Just(hello(TOKEN, Speaks::CURRENT)),
         Just(Message::Welcome {
-            software: String::new()
+            software: String::new(),
+            agreed: AGREED
         }),
         Just(Message::Offer(Box::new(shape()))),
         Just(Message::Accept),
@@ -77,7 +84,7 @@ fn right_for_destination() -> Vec<Poke> {
         digest: digest(&[1]),
     };
     vec![
-        Poke::Message(hello(TOKEN, VERSION)),
+        Poke::Message(hello(TOKEN, Speaks::CURRENT)),
         Poke::Message(Message::Offer(Box::new(shape()))),
         Poke::Event(2),
         Poke::Message(state),
@@ -102,7 +109,10 @@ fn right_for_source() -> Vec<Poke> {
     let software = String::new();
     vec![
         Poke::Event(0),
-        message(Message::Welcome { software }),
+        message(Message::Welcome {
+            software,
+            agreed: AGREED,
+        }),
         message(Message::Accept),
         Poke::Event(3),
         Poke::Event(12),

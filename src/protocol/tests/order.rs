@@ -5,8 +5,9 @@ mod common;
 use common::{MIGRATION, T, TOKEN, destination, hello, on_disk, shape};
 use vmferry_protocol::destination::{Destination, DestinationEvent, DestinationOutput};
 use vmferry_protocol::ids::{ChunkId, MigrationId, Token};
-use vmferry_protocol::message::{AbortCode, Message, VERSION};
+use vmferry_protocol::message::{AbortCode, Message};
 use vmferry_protocol::ownership::Stored;
+use vmferry_protocol::version::Speaks;
 use vmferry_protocol::wire::digest;
 
 fn outputs(destination: &mut Destination) -> Vec<DestinationOutput> {
@@ -24,7 +25,7 @@ fn record(outputs: Vec<DestinationOutput>) -> Stored {
 /// A destination with all pages and state, about to write `prepared`; nothing polled since.
 fn complete() -> (Destination, Vec<DestinationOutput>) {
     let mut d = destination();
-    d.handle_message(T, hello(TOKEN, VERSION));
+    d.handle_message(T, hello(TOKEN, Speaks::CURRENT));
     d.handle_message(T, Message::Offer(Box::new(shape())));
     d.handle_event(T, DestinationEvent::MachineReady);
     let blob = vec![9; 10];
@@ -92,7 +93,7 @@ fn a_stranger_that_connects_to_a_prepared_destination_changes_nothing() {
             phase: String::new(),
             detail: String::new(),
         },
-        hello(TOKEN, VERSION),
+        hello(TOKEN, Speaks::CURRENT),
         Message::Rejoin {
             migration: MIGRATION,
             token: Token::new([3; 16]),
@@ -146,6 +147,12 @@ fn on_disk_owner() -> Stored {
 
 #[test]
 fn a_wrong_token_and_a_wrong_version_are_refused_in_words() {
+    let (oldest, newest) = (Speaks::CURRENT.newest + 1, u16::MAX);
+    let future = Speaks {
+        oldest,
+        newest,
+        ..Speaks::CURRENT
+    };
     let refusal = |message| {
         let mut d = destination();
         d.handle_message(T, message);
@@ -154,10 +161,10 @@ fn a_wrong_token_and_a_wrong_version_are_refused_in_words() {
             _ => None,
         })
     };
-    let (code, detail) = refusal(hello(TOKEN, VERSION + 1)).unwrap();
+    let (code, detail) = refusal(hello(TOKEN, future)).unwrap();
     assert_eq!(code, AbortCode::Version);
     assert!(detail.contains("version"), "{detail}");
-    let (code, detail) = refusal(hello(Token::new([0; 16]), VERSION)).unwrap();
+    let (code, detail) = refusal(hello(Token::new([0; 16]), Speaks::CURRENT)).unwrap();
     assert_eq!(code, AbortCode::Token);
     assert!(
         !detail.contains("00000"),

@@ -33,7 +33,7 @@ pub enum Violation {
         before: RunState,
     },
     /// A page was sent again before it was acknowledged.
-    #[error("page {0:#x} is on its way twice")]
+    #[error("a page of the run from {0:#x} is on its way twice")]
     TwiceOnItsWay(u64),
     /// More pages on their way than allowed.
     #[error("{0} pages are on their way, more than the window has")]

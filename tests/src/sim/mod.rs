@@ -8,6 +8,7 @@
 
 mod check;
 mod destination;
+mod faults;
 mod guest;
 mod link;
 mod scenario;

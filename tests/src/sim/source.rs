@@ -109,10 +109,11 @@ impl World<'_> {
 
     fn protect_and_read(&mut self, chunk: Chunk) -> Result<(), Violation> {
         for range in &chunk.ranges {
-            if let Some(gfn) = range.frames().find(|gfn| self.on_their_way.contains(*gfn)) {
-                return Err(Violation::TwiceOnItsWay(gfn));
-            }
+            let before = self.on_their_way.len();
             self.on_their_way.insert(*range);
+            if self.on_their_way.len() != before + range.count {
+                return Err(Violation::TwiceOnItsWay(range.start));
+            }
         }
         self.in_flight.insert(chunk.id, chunk.ranges.clone());
         // One chunk may begin just below the limit.

@@ -16,7 +16,7 @@ use vmferry_protocol::{PageRange, PageSet};
 use super::check::{Rights, Violation};
 use super::guest::{Guest, Memory, Rng};
 use super::link::{Direction, Wire};
-use super::scenario::{Cut, CutKind, DiskFault, Faults, PlantedBug, Scenario, Side, Trigger};
+use super::scenario::{DiskFault, Faults, PlantedBug, Scenario, Side, Trigger};
 
 pub(super) const MIGRATION: MigrationId = MigrationId([0x11; 16]);
 pub(super) const TOKEN: Token = Token::new([0x22; 16]);
@@ -86,7 +86,7 @@ pub struct Report {
     pub messages: [Vec<&'static str>; 2],
     /// What the source counted; none if it was killed.
     pub stats: Option<SourceStats>,
-    /// Page pages sent, repeats included.
+    /// Pages sent, repeats included.
     pub pages_sent: u64,
     /// From the pause until the guest runs again, wherever.
     pub blackout: Option<Duration>,
@@ -118,7 +118,7 @@ pub fn run(scenario: &Scenario) -> Result<Report, (Violation, String)> {
 pub(super) struct World<'a> {
     pub(super) s: &'a Scenario,
     pub(super) now: Time,
-    queue: BTreeMap<(Time, u64), Next>,
+    pub(super) queue: BTreeMap<(Time, u64), Next>,
     order: u64,
     pub(super) source: Option<Source>,
     pub(super) destination: Option<Destination>,
@@ -133,13 +133,13 @@ pub(super) struct World<'a> {
     pub(super) on_their_way: PageSet,
     pub(super) in_flight: BTreeMap<ChunkId, Vec<PageRange>>,
     pub(super) awaiting: bool,
-    refused: u32,
-    cuts: u32,
-    steps: u64,
+    pub(super) refused: u32,
+    pub(super) cuts: u32,
+    pub(super) steps: u64,
     records: [u64; 2],
     machine_steps: [u64; 2],
     messages: [Vec<&'static str>; 2],
-    decoders: [FrameDecoder; 2],
+    pub(super) decoders: [FrameDecoder; 2],
     pub(super) outcome: Option<Outcome>,
     pub(super) arrival: Option<DestinationOutcome>,
     pub(super) stats: Option<SourceStats>,
@@ -477,117 +477,6 @@ impl<'a> World<'a> {
             (true, Side::Destination) => Next::Destination(DestinationEvent::Failed { detail }),
         };
         self.after(takes, next);
-    }
-
-    fn connect(&mut self) -> Result<(), Violation> {
-        let refused = match self.s.faults.cut {
-            Some(cut) if self.cuts > 0 => cut.refused.is_none_or(|n| self.refused < n),
-            _ => false,
-        };
-        if refused || !self.awaiting || self.destination.is_none() {
-            self.refused += 1;
-            let detail = "refused".to_owned();
-            return self.tell_source(SourceEvent::ConnectionLost { detail });
-        }
-        self.note(|| "connected".to_owned());
-        self.awaiting = false;
-        self.decoders = [FrameDecoder::default(), FrameDecoder::default()];
-        self.wire.connect(self.now);
-        self.tell_destination(DestinationEvent::Connected)?;
-        self.tell_source(SourceEvent::Connected)
-    }
-
-    /// Ends the connection.
-    pub(super) fn cut(&mut self, cut: Cut) -> Result<(), Violation> {
-        self.cuts += 1;
-        if !self.wire.up {
-            return Ok(());
-        }
-        self.note(|| format!("cut: {cut:?}"));
-        self.wire.cut();
-        if cut.kind == CutKind::Reset {
-            let detail = || "reset".to_owned();
-            let latency = self.wire.latency();
-            let lost = SourceEvent::ConnectionLost { detail: detail() };
-            self.after(latency, Next::Source(lost));
-            let lost = DestinationEvent::ConnectionLost { detail: detail() };
-            self.after(latency, Next::Destination(lost));
-        }
-        if self.bug(PlantedBug::ResumesOnLoss) {
-            self.rights.active[0] = true;
-        }
-        Ok(())
-    }
-
-    fn inject(&mut self) -> Result<(), Violation> {
-        let faults = &self.s.faults;
-        if let Some(cut) = faults.cut
-            && self.cuts == 0
-            && matches!(cut.at, Trigger::Step(n) if n <= self.steps)
-        {
-            self.cut(cut)?;
-        }
-        if let Some((side, n)) = faults.kill
-            && n == self.steps
-        {
-            self.kill(side)?;
-        }
-        if let Some((side, n)) = faults.cancel
-            && n == self.steps
-        {
-            self.steps += 1;
-            self.note(|| format!("{side:?} is told to cancel"));
-            match side {
-                Side::Source => self.tell_source(SourceEvent::CancelRequested)?,
-                Side::Destination => self.tell_destination(DestinationEvent::CancelRequested)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// The process is gone, with all that was not on disk; the peer sees the connection end.
-    fn kill(&mut self, side: Side) -> Result<(), Violation> {
-        let detail = "the peer is gone".to_owned();
-        let was_there = match side {
-            Side::Source => self.source.take().is_some(),
-            Side::Destination => self.destination.take().is_some(),
-        };
-        if !was_there {
-            return Ok(());
-        }
-        self.note(|| format!("{side:?} is killed"));
-        self.rights.active[side.index()] = false;
-        let of_it = |next: &Next| match side {
-            Side::Source => matches!(
-                next,
-                Next::Harvest { .. }
-                    | Next::Read { .. }
-                    | Next::Disk {
-                        side: Side::Source,
-                        ..
-                    }
-            ),
-            Side::Destination => {
-                matches!(
-                    next,
-                    Next::Apply { .. }
-                        | Next::Disk {
-                            side: Side::Destination,
-                            ..
-                        }
-                )
-            }
-        };
-        self.queue.retain(|_, next| !of_it(next));
-        if !std::mem::replace(&mut self.wire.up, false) {
-            return Ok(());
-        }
-        let next = match side {
-            Side::Source => Next::Destination(DestinationEvent::ConnectionLost { detail }),
-            Side::Destination => Next::Source(SourceEvent::ConnectionLost { detail }),
-        };
-        self.after(self.wire.latency(), next);
-        Ok(())
     }
 
     /// Nothing more happens: is the guest where it should be, and as it was?

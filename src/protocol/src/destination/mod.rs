@@ -11,8 +11,9 @@ use std::time::Duration;
 pub use types::{DestinationConfig, DestinationEvent, DestinationOutcome, DestinationOutput};
 
 use crate::ids::{ChunkId, MigrationId, Time, Token};
-use crate::message::{AbortCode, Hello, Message, Prepared, Resumed, RunState, VERSION};
+use crate::message::{AbortCode, Hello, Message, Prepared, Resumed, RunState};
 use crate::ownership::{Persist, Record, Stored};
+use crate::version::{Speaks, negotiate};
 use crate::wire::digest;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -253,13 +254,13 @@ impl Destination {
     }
 
     fn hello(&mut self, hello: Hello) {
-        if hello.version != VERSION {
-            let detail = format!(
-                "this side speaks protocol version {VERSION}, the source ({}) {}: upgrade the older",
-                hello.software, hello.version
-            );
-            return self.fail(AbortCode::Version, detail);
-        }
+        let agreed = match negotiate(&Speaks::CURRENT, &hello.speaks) {
+            Ok(agreed) => agreed,
+            Err(wrong) => {
+                let detail = format!("the source ({}) does not fit: {wrong}", hello.software);
+                return self.fail(AbortCode::Version, detail);
+            }
+        };
         if !hello.token.matches(&self.config.token) {
             let detail = "the source does not show the token of this migration".to_owned();
             return self.fail(AbortCode::Token, detail);
@@ -272,7 +273,7 @@ impl Destination {
             streams: hello.streams,
         });
         let software = self.config.software.clone();
-        self.send(Message::Welcome { software });
+        self.send(Message::Welcome { software, agreed });
     }
 
     fn rejoin(&mut self, migration: MigrationId, token: &Token) {

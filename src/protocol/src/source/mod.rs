@@ -5,6 +5,7 @@
 //! [`Source::poll_output`] until there is none, and carry them out in their order; then wait no
 //! longer than [`Source::poll_timeout`] says. `now` never goes backward.
 
+mod precopy;
 mod progress;
 mod switchover;
 mod types;
@@ -15,12 +16,12 @@ use std::time::Duration;
 pub use progress::{PassStats, Phase, Progress, SourceStats, Timeline};
 pub use types::{ChunkStats, Outcome, SourceConfig, SourceEvent, SourceOutput};
 
-use crate::ids::{ChunkId, Time};
-use crate::message::{AbortCode, Hello, Message, RunState, VERSION};
-use crate::pages::PageSet;
+use crate::ids::Time;
+use crate::message::{AbortCode, Hello, Message, RunState};
 use crate::pending::PendingSet;
-use crate::policy::{Decision, PolicyInput, decide, predicted_blackout};
-use crate::wire::{MAX_DATA_PAGES, MAX_RANGES};
+use crate::policy::predicted_blackout;
+use crate::version::Speaks;
+use crate::wire::MAX_DATA_PAGES;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -240,6 +241,12 @@ impl Source {
             (_, State::Resuming(_) | State::Telling { .. }) => {}
             (Message::Ping { nonce }, _) => self.send(Message::Pong { nonce }),
             (Message::Pong { nonce }, _) => self.pong(now, nonce),
+            (Message::Welcome { agreed, .. }, State::Greeting)
+                if !agreed.suits(&Speaks::CURRENT) =>
+            {
+                let detail = format!("the destination chose {agreed:?}, which was not offered");
+                self.fail(now, AbortCode::Version, detail);
+            }
             (Message::Welcome { .. }, State::Greeting) => {
                 self.state = State::Offering;
                 let offer = Box::new(self.config.shape.clone());
@@ -362,7 +369,7 @@ impl Source {
         self.state = State::Greeting;
         self.stats.timeline.connected = now;
         let hello = Hello {
-            version: VERSION,
+            speaks: Speaks::CURRENT,
             software: self.config.software.clone(),
             migration: self.config.migration,
             token: self.config.token,
@@ -370,94 +377,6 @@ impl Source {
         };
         self.send(Message::Hello(hello));
         self.ping(now);
-    }
-
-    fn harvest(&mut self, now: Time) {
-        self.pass += 1;
-        self.state = State::Harvesting;
-        self.stats.begin_pass(self.pass, now);
-        let pass = self.pass;
-        self.outputs.push_back(SourceOutput::Harvest { pass });
-    }
-
-    fn harvested(&mut self, now: Time, dirty: &PageSet, notifications: u64) {
-        self.pending.add(dirty);
-        let pages = self.pending.pages();
-        self.stats.harvested(pages, notifications);
-        if self.pass > 1 {
-            let last = self.stats.last_pass_pages();
-            if pages * 10 > last * 9 {
-                self.not_shrinking += 1;
-            } else {
-                self.not_shrinking = 0;
-            }
-            let input = self.policy_input();
-            match decide(&input, &self.config.limits) {
-                Decision::Continue => {}
-                Decision::SwitchOver => {
-                    self.stats.predicted_blackout = Some(predicted_blackout(&input));
-                    return self.begin_switchover(now);
-                }
-                Decision::GiveUp(why) => {
-                    return self.fail(now, AbortCode::NotConverging, why);
-                }
-            }
-        }
-        self.state = State::Sending;
-        let pass = self.pass;
-        self.send(Message::PassBegin { pass, pages });
-        self.pump(MAX_DATA_PAGES);
-        self.end_pass_if_done(now);
-    }
-
-    fn policy_input(&self) -> PolicyInput {
-        PolicyInput {
-            passes: self.pass.saturating_sub(1),
-            remaining_pages: self.pending.pages(),
-            last_pages: self.stats.last_pass_pages(),
-            last_duration: self.stats.last_pass_duration(),
-            bytes_per_page: self.stats.bytes_per_page(),
-            throughput: self.stats.throughput(),
-            fixed: self.config.fixed_cost + self.rtt.unwrap_or_default() * 2,
-            not_shrinking: self.not_shrinking,
-        }
-    }
-
-    fn pump(&mut self, max_pages: u64) {
-        while self.pending.in_flight_pages() < self.config.window_pages {
-            let Some(chunk) = self.pending.next_chunk(self.pass, max_pages, MAX_RANGES) else {
-                return;
-            };
-            self.outputs.push_back(SourceOutput::SendChunk(chunk));
-        }
-    }
-
-    fn acknowledged(&mut self, now: Time, chunks: &[ChunkId]) {
-        for &chunk in chunks {
-            match self.pending.acknowledge(chunk) {
-                Ok(pages) => self.stats.acknowledged(pages),
-                Err(_) => {
-                    let detail =
-                        format!("chunk {} was acknowledged but is not on its way", chunk.0);
-                    return self.fail(now, AbortCode::Protocol, detail);
-                }
-            }
-        }
-        match self.state {
-            State::Sending => {
-                self.pump(MAX_DATA_PAGES);
-                self.end_pass_if_done(now);
-            }
-            State::FinalSending => self.pump_final(now),
-            _ => {}
-        }
-    }
-
-    fn end_pass_if_done(&mut self, now: Time) {
-        if self.pending.is_empty() {
-            self.stats.end_pass(now, false);
-            self.harvest(now);
-        }
     }
 
     fn connection_lost(&mut self, now: Time, detail: String) {

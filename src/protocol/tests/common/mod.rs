@@ -10,6 +10,7 @@ use vmferry_protocol::message::{Hello, Message, RunState, VmShape};
 use vmferry_protocol::ownership::{Persist, Stored};
 use vmferry_protocol::policy::Limits;
 use vmferry_protocol::source::{Source, SourceConfig};
+use vmferry_protocol::version::Speaks;
 use vmferry_protocol::{PageRange, RamLayout};
 
 pub const MIGRATION: MigrationId = MigrationId([1; 16]);
@@ -30,9 +31,9 @@ pub fn shape() -> VmShape {
     }
 }
 
-pub fn hello(token: Token, version: u16) -> Message {
+pub fn hello(token: Token, speaks: Speaks) -> Message {
     Message::Hello(Hello {
-        version,
+        speaks,
         software: "test".to_owned(),
         migration: MIGRATION,
         token,

@@ -1,0 +1,99 @@
+//! The source while the guest runs: passes, and what is decided between them.
+
+use crate::ids::{ChunkId, Time};
+use crate::message::{AbortCode, Message};
+use crate::pages::PageSet;
+use crate::policy::{Decision, PolicyInput, decide, predicted_blackout};
+use crate::wire::{MAX_DATA_PAGES, MAX_RANGES};
+
+use super::{Source, SourceOutput, State};
+
+impl Source {
+    pub(super) fn harvest(&mut self, now: Time) {
+        self.pass += 1;
+        self.state = State::Harvesting;
+        self.stats.begin_pass(self.pass, now);
+        let pass = self.pass;
+        self.outputs.push_back(SourceOutput::Harvest { pass });
+    }
+
+    pub(super) fn harvested(&mut self, now: Time, dirty: &PageSet, notifications: u64) {
+        self.pending.add(dirty);
+        let pages = self.pending.pages();
+        self.stats.harvested(pages, notifications);
+        if self.pass > 1 {
+            let last = self.stats.last_pass_pages();
+            if pages * 10 > last * 9 {
+                self.not_shrinking += 1;
+            } else {
+                self.not_shrinking = 0;
+            }
+            let input = self.policy_input();
+            match decide(&input, &self.config.limits) {
+                Decision::Continue => {}
+                Decision::SwitchOver => {
+                    self.stats.predicted_blackout = Some(predicted_blackout(&input));
+                    return self.begin_switchover(now);
+                }
+                Decision::GiveUp(why) => {
+                    return self.fail(now, AbortCode::NotConverging, why);
+                }
+            }
+        }
+        self.state = State::Sending;
+        let pass = self.pass;
+        self.send(Message::PassBegin { pass, pages });
+        self.pump(MAX_DATA_PAGES);
+        self.end_pass_if_done(now);
+    }
+
+    pub(super) fn policy_input(&self) -> PolicyInput {
+        PolicyInput {
+            passes: self.pass.saturating_sub(1),
+            remaining_pages: self.pending.pages(),
+            last_pages: self.stats.last_pass_pages(),
+            last_duration: self.stats.last_pass_duration(),
+            bytes_per_page: self.stats.bytes_per_page(),
+            throughput: self.stats.throughput(),
+            fixed: self.config.fixed_cost + self.rtt.unwrap_or_default() * 2,
+            not_shrinking: self.not_shrinking,
+        }
+    }
+
+    pub(super) fn pump(&mut self, max_pages: u64) {
+        while self.pending.in_flight_pages() < self.config.window_pages {
+            let Some(chunk) = self.pending.next_chunk(self.pass, max_pages, MAX_RANGES) else {
+                return;
+            };
+            self.outputs.push_back(SourceOutput::SendChunk(chunk));
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, now: Time, chunks: &[ChunkId]) {
+        for &chunk in chunks {
+            match self.pending.acknowledge(chunk) {
+                Ok(pages) => self.stats.acknowledged(pages),
+                Err(_) => {
+                    let detail =
+                        format!("chunk {} was acknowledged but is not on its way", chunk.0);
+                    return self.fail(now, AbortCode::Protocol, detail);
+                }
+            }
+        }
+        match self.state {
+            State::Sending => {
+                self.pump(MAX_DATA_PAGES);
+                self.end_pass_if_done(now);
+            }
+            State::FinalSending => self.pump_final(now),
+            _ => {}
+        }
+    }
+
+    pub(super) fn end_pass_if_done(&mut self, now: Time) {
+        if self.pending.is_empty() {
+            self.stats.end_pass(now, false);
+            self.harvest(now);
+        }
+    }
+}
