@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use vmferry_protocol::destination::DestinationOutcome;
 use vmferry_protocol::message::RunState;
 use vmferry_protocol::source::Outcome;
@@ -108,8 +109,18 @@ fn scenario() -> impl Strategy<Value = Scenario> {
         )
 }
 
+/// The same cases in every run.
+fn seeded(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        rng_seed: RngSeed::Fixed(0x0066_6572_7279),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(seeded(1500))]
 
     #[test]
     fn whatever_goes_wrong_there_is_one_owner_and_no_page_is_lost(scenario in scenario()) {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use common::{MIGRATION, T, TOKEN, destination, hello, layout, on_disk, shape, source};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use vmferry_protocol::destination::{DestinationEvent, DestinationOutcome, DestinationOutput};
 use vmferry_protocol::ids::ChunkId;
 use vmferry_protocol::message::{AbortCode, Message, Prepared, Resumed};
@@ -313,8 +314,18 @@ fn the_right_order_completes() {
     assert_eq!(source, Some(Outcome::Completed));
 }
 
+/// The same cases in every run.
+fn seeded(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        rng_seed: RngSeed::Fixed(0x0066_6572_7279),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(seeded(2000))]
 
     #[test]
     fn a_destination_told_anything_never_runs_the_guest_without_the_record(

@@ -2,6 +2,12 @@
 //!
 //! Called in the same order as [`crate::source::Source`]: tell it what happened, then poll
 //! outputs until there is none, then wait no longer than it says.
+//!
+//! `Connected` is told when TLS stands; whether it is the source, the core finds out. A connection
+//! that is told while another stands takes its place. `AwaitReconnect` means: close what there is,
+//! and accept the next. Chunks are told when they are in RAM, each once, and only those that came
+//! on page streams with this migration's preamble. A prepared destination may wait for very long:
+//! only the source's word or the end of its process frees the machine.
 
 mod types;
 

@@ -4,6 +4,15 @@
 //! [`Source::handle_message`] or [`Source::handle_timeout`]; then take outputs by
 //! [`Source::poll_output`] until there is none, and carry them out in their order; then wait no
 //! longer than [`Source::poll_timeout`] says. `now` never goes backward.
+//!
+//! What else the driver keeps to:
+//! - `Connected` and `ConnectionLost` are told once for each connection or attempt to make one.
+//!   `Reconnect` means that the connection before it, if it still stands, is to be closed, and its
+//!   end not told. Nothing of an older connection is told after `Connected`.
+//! - A harvest clears nothing; a chunk's pages are protected when it is sent, then read.
+//! - Work that an abort has overtaken may be finished or dropped; what it answers is ignored.
+//! - After `ResumeGuest` the migration may go on for some seconds, until the destination has heard
+//!   of it; the guest already runs. `Finished` is the last output, on which all is closed.
 
 mod precopy;
 mod progress;

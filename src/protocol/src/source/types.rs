@@ -124,7 +124,7 @@ pub enum SourceOutput {
         /// Whether it ran before.
         run: bool,
     },
-    /// Connect again after a while.
+    /// Close the connection, if one stands, and connect again after a while.
     Reconnect {
         /// How long to wait first.
         after: Duration,
