@@ -1,0 +1,124 @@
+//! What a workload is told on its command line: `workload=dense ws-mib=64 rate=0 …`.
+
+/// Bytes in a page.
+pub const PAGE: u64 = 4096;
+
+/// What a vCPU does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing but a heartbeat.
+    Idle,
+    /// Writes a word of every page of its hot set, in order, again and again.
+    Dense,
+    /// Writes a word of random pages.
+    Sparse,
+    /// Reads every page, writes one in a hundred.
+    Readmostly,
+    /// Writes back what is there.
+    RewriteSame,
+}
+
+/// The parameters of a workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Params {
+    /// What it does.
+    pub kind: Kind,
+    /// Pages of the hot set.
+    pub ws_pages: u64,
+    /// Pages filled and verified, the hot set included.
+    pub fill_pages: u64,
+    /// Page touches per second and vCPU; 0 is no limit.
+    pub rate: u64,
+    /// Share of pages that are zero, in per cent.
+    pub zero: u64,
+    /// Share of pages that are text-like, in per cent; the rest is random.
+    pub text: u64,
+    /// Seed.
+    pub seed: u64,
+    /// Sparse: only pages that are multiples of this.
+    pub stride: u64,
+    /// Frequency of the time stamp counter in kHz.
+    pub tsc_khz: u64,
+    /// vCPUs.
+    pub vcpus: u64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            kind: Kind::Idle,
+            ws_pages: 256,
+            fill_pages: 256,
+            rate: 0,
+            zero: 30,
+            text: 40,
+            seed: 1,
+            stride: 1,
+            tsc_khz: 1_000_000,
+            vcpus: 1,
+        }
+    }
+}
+
+impl Params {
+    /// Reads a command line. Words that mean nothing here are passed over, as on any kernel's.
+    #[must_use]
+    pub fn parse(line: &[u8]) -> Self {
+        let mut p = Self::default();
+        for word in line.split(|b| b.is_ascii_whitespace() || *b == 0) {
+            let Some(eq) = word.iter().position(|&b| b == b'=') else {
+                continue;
+            };
+            let (key, value) = (&word[..eq], &word[eq + 1..]);
+            let n = number(value);
+            match key {
+                b"workload" => {
+                    p.kind = match value {
+                        b"dense" => Kind::Dense,
+                        b"sparse" => Kind::Sparse,
+                        b"readmostly" => Kind::Readmostly,
+                        b"rewrite-same" => Kind::RewriteSame,
+                        _ => Kind::Idle,
+                    }
+                }
+                b"ws-mib" => p.ws_pages = n.saturating_mul(256).clamp(1, 1 << 32),
+                b"fill-mib" => p.fill_pages = n.saturating_mul(256).clamp(1, 1 << 32),
+                b"rate" => p.rate = n,
+                b"seed" => p.seed = n,
+                b"stride" => p.stride = n.max(1),
+                b"tsc-khz" => p.tsc_khz = n.max(1000),
+                b"vcpus" => p.vcpus = n.clamp(1, u64::from(crate::abi::MAX_VCPUS)),
+                b"fill" => {
+                    let mut shares = value.split(|&b| b == b':').map(number);
+                    p.zero = shares.next().unwrap_or(0).min(100);
+                    p.text = shares.next().unwrap_or(0).min(100 - p.zero);
+                }
+                _ => {}
+            }
+        }
+        p.fill_pages = p.fill_pages.max(p.ws_pages);
+        p
+    }
+
+    /// Pages of RAM that the workload needs, from its arena's beginning.
+    #[must_use]
+    pub fn arena_pages(&self) -> u64 {
+        self.data_offset() / PAGE + self.fill_pages
+    }
+
+    /// Where the filled pages begin in the arena, in bytes: after the states and the ledger, at
+    /// the next huge page.
+    #[must_use]
+    pub fn data_offset(&self) -> u64 {
+        (PAGE + self.ws_pages * 4).next_multiple_of(2 << 20)
+    }
+}
+
+fn number(digits: &[u8]) -> u64 {
+    digits
+        .iter()
+        .take_while(|b| b.is_ascii_digit())
+        .fold(0u64, |n, b| {
+            n.saturating_mul(10).saturating_add(u64::from(b - b'0'))
+        })
+}

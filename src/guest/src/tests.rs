@@ -1,0 +1,134 @@
+//! The workload on plain memory: what it fills and touches verifies, and nothing else does.
+
+use crate::abi;
+use crate::params::Params;
+use crate::workload::{Platform, Worker};
+
+#[derive(Default)]
+struct Fake {
+    tsc: u64,
+    command: u32,
+    result: Option<u32>,
+    ready: bool,
+}
+
+impl Platform for Fake {
+    fn tsc(&mut self) -> u64 {
+        self.tsc += 500;
+        self.tsc
+    }
+    fn heartbeat(&mut self, _: u64) {}
+    fn command(&mut self) -> u32 {
+        std::mem::take(&mut self.command)
+    }
+    fn sleep_us(&mut self, us: u32) {
+        self.tsc += u64::from(us);
+    }
+    fn verified(&mut self, result: u32) {
+        self.result = Some(result);
+    }
+    fn ready(&mut self) {
+        self.ready = true;
+    }
+    fn registers_intact(&mut self) -> bool {
+        true
+    }
+}
+
+struct Rig {
+    memory: Vec<[u64; 512]>,
+    params: Params,
+    fake: Fake,
+}
+
+impl Rig {
+    fn new(line: &str) -> Self {
+        let params = Params::parse(format!("{line} ws-mib=1 fill-mib=2 tsc-khz=1000").as_bytes());
+        let pages = params.arena_pages() as usize + 1;
+        let mut rig = Self {
+            memory: vec![[0; 512]; pages],
+            params,
+            fake: Fake::default(),
+        };
+        rig.steps(40);
+        assert!(rig.fake.ready);
+        rig
+    }
+
+    fn data(&mut self) -> *mut u8 {
+        let at = self.memory.as_mut_ptr().cast::<u8>();
+        // SAFETY: one page more than needed was allocated.
+        unsafe { at.add(at.align_offset(4096)) }
+    }
+
+    fn steps(&mut self, n: u32) {
+        let (arena, params) = (self.data(), self.params);
+        // SAFETY: the memory outlives the worker, which is alone.
+        let mut worker = unsafe { Worker::new(arena, params, 0) };
+        for _ in 0..n {
+            worker.step(&mut self.fake);
+        }
+    }
+
+    fn verify(&mut self) -> u32 {
+        self.fake.command = abi::COMMAND_VERIFY;
+        self.fake.result = None;
+        self.steps(12);
+        self.fake.result.expect("verified")
+    }
+
+    fn flip(&mut self, page: u64, byte: u64) {
+        let at = (self.params.data_offset() + page * 4096 + byte) as usize;
+        // SAFETY: a filled page.
+        unsafe { *self.data().add(at) ^= 1 };
+    }
+}
+
+const KINDS: [&str; 5] = ["idle", "dense", "sparse", "readmostly", "rewrite-same"];
+
+#[test]
+fn every_workload_verifies_before_and_after_work() {
+    for kind in KINDS {
+        let mut rig = Rig::new(&format!("workload={kind}"));
+        assert_eq!(rig.verify(), abi::VERIFY_OK, "{kind}");
+        rig.steps(50);
+        assert_eq!(rig.verify(), abi::VERIFY_OK, "{kind}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_anywhere_is_found_and_its_page_named() {
+    let mut rig = Rig::new("workload=idle");
+    for i in 0..200u64 {
+        let r = crate::pattern::mix(i);
+        let (page, byte) = (r % 512, (r >> 32) % 4096);
+        rig.flip(page, byte);
+        assert_eq!(u64::from(rig.verify()), page + 1, "byte {byte}");
+        rig.flip(page, byte);
+    }
+    assert_eq!(rig.verify(), abi::VERIFY_OK);
+}
+
+#[test]
+fn an_old_page_is_found() {
+    for kind in ["dense", "sparse"] {
+        let mut rig = Rig::new(&format!("workload={kind}"));
+        let at = (rig.params.data_offset() + 7 * 4096) as usize;
+        // SAFETY: a filled page.
+        let old = unsafe { rig.data().add(at).cast::<[u8; 4096]>().read() };
+        rig.steps(50);
+        // The command is taken at the end of a step of work: what is put back after it is not
+        // written over before it is verified.
+        rig.fake.command = abi::COMMAND_VERIFY;
+        rig.steps(1);
+        // SAFETY: as above.
+        unsafe { rig.data().add(at).cast::<[u8; 4096]>().write(old) };
+        rig.steps(12);
+        assert_eq!(rig.fake.result, Some(8), "{kind}");
+    }
+}
+
+#[test]
+fn the_payload_is_an_elf() {
+    assert_eq!(&crate::PAYLOAD[..4], b"\x7fELF");
+}
