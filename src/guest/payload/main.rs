@@ -57,7 +57,9 @@ impl workload::Platform for Ports {
     fn command(&mut self) -> u32 {
         let value;
         // SAFETY: as `out`.
-        unsafe { asm!("in eax, dx", in("dx") abi::PORT_COMMAND, out("eax") value, options(nomem, nostack)) }
+        unsafe {
+            asm!("in eax, dx", in("dx") abi::PORT_COMMAND, out("eax") value, options(nomem, nostack))
+        }
         value
     }
     fn sleep_us(&mut self, us: u32) {
@@ -101,12 +103,20 @@ fn read_mark() -> u64 {
 unsafe fn fits(info: *const u8, len: u64) -> bool {
     // SAFETY: version 1 of the start info has the map's address at 40 and its length at 48.
     let (map, n) = unsafe {
-        (info.add(40).cast::<u64>().read() as *const u64, info.add(48).cast::<u32>().read())
+        (
+            info.add(40).cast::<u64>().read() as *const u64,
+            info.add(48).cast::<u32>().read(),
+        )
     };
     (0..n as usize).any(|i| {
         // SAFETY: entries are 24 bytes: address, size, type.
-        let (at, size, kind) =
-            unsafe { (map.add(i * 3).read(), map.add(i * 3 + 1).read(), map.add(i * 3 + 2).read()) };
+        let (at, size, kind) = unsafe {
+            (
+                map.add(i * 3).read(),
+                map.add(i * 3 + 1).read(),
+                map.add(i * 3 + 2).read(),
+            )
+        };
         kind as u32 == 1 && at <= abi::ARENA_GPA && at.saturating_add(size) >= abi::ARENA_GPA + len
     })
 }
@@ -137,8 +147,7 @@ extern "C" fn guest_main(info: *const u8, vcpu: u32) -> ! {
         }
     }
     // SAFETY: the arena is RAM, identity mapped, and this vCPU alone has this index.
-    let mut worker =
-        unsafe { workload::Worker::new(abi::ARENA_GPA as *mut u8, params, vcpu) };
+    let mut worker = unsafe { workload::Worker::new(abi::ARENA_GPA as *mut u8, params, vcpu) };
     loop {
         worker.step(&mut Ports);
     }

@@ -322,8 +322,8 @@ impl Worker {
                 let at = self.hot.from + self.state().at;
                 self.state().sweeps + u64::from(page < at)
             }
-            // SAFETY: a page of the hot set has a ledger entry.
             Kind::Sparse | Kind::Readmostly => {
+                // SAFETY: a page of the hot set has a ledger entry.
                 u64::from(unsafe { self.entry(page).read_volatile() })
             }
         }
