@@ -1,0 +1,145 @@
+//! The report of a migration: one plain structure, for people as text and for programs as JSON.
+//!
+//! Its field names are a promise: fields are added, never renamed. The guest's part is arithmetic
+//! over heartbeats (see [`guest`]); everything else is counted by the engine.
+
+pub mod guest;
+mod text;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use guest::{Beat, GuestReport, Moments};
+pub use text::render;
+
+/// How a migration ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReportOutcome {
+    /// The guest runs at the destination.
+    Completed,
+    /// Somebody cancelled; the guest runs at the source.
+    Cancelled,
+    /// Something failed; the guest runs at the source.
+    Failed,
+    /// The right to run was given up and the destination has not confirmed: nobody may resume
+    /// the guest by guess.
+    Undecided,
+}
+
+/// The parts of the blackout, in milliseconds. They sum to `blackout_ms`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BlackoutBreakdown {
+    /// Stopping the vCPUs.
+    pub pause: f64,
+    /// Cancelling storage IO in flight.
+    pub io_cancel: f64,
+    /// Sending the last pages until the destination has them.
+    pub final_pages: f64,
+    /// Saving vCPU and device state.
+    pub save_state: f64,
+    /// Sending that state, as far as it was not sent beside the last pages.
+    pub send_state: f64,
+    /// Setting that state at the destination.
+    pub restore: f64,
+    /// Handing over the ownership: round trips and journal flushes.
+    pub handover: f64,
+    /// Starting the vCPUs at the destination.
+    pub resume: f64,
+}
+
+impl BlackoutBreakdown {
+    /// Sum of the parts, in milliseconds.
+    #[must_use]
+    pub fn total(&self) -> f64 {
+        self.parts().iter().map(|(_, ms)| ms).sum()
+    }
+
+    /// The parts by name, in the order in which they happen.
+    #[must_use]
+    pub fn parts(&self) -> [(&'static str, f64); 8] {
+        [
+            ("pause", self.pause),
+            ("io_cancel", self.io_cancel),
+            ("save_state", self.save_state),
+            ("final_pages", self.final_pages),
+            ("send_state", self.send_state),
+            ("restore", self.restore),
+            ("handover", self.handover),
+            ("resume", self.resume),
+        ]
+    }
+}
+
+/// One pass over the pages to send.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PassReport {
+    /// From 1; the last is the one in the blackout.
+    pub pass: u32,
+    /// From the harvest until the destination had everything, in milliseconds.
+    pub duration_ms: f64,
+    /// Pages that may have changed.
+    pub pages_considered: u64,
+    /// Pages whose content travelled (zero pages do not).
+    pub pages_sent: u64,
+    /// Write notifications that the guest paid for before this pass.
+    pub notifications: u64,
+    /// Bytes on the page streams, before TLS.
+    pub bytes_wire: u64,
+    /// Whether the guest was paused.
+    pub r#final: bool,
+}
+
+/// The whole report. Sizes in bytes, durations in milliseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrationReport {
+    /// 128 bits, in hexadecimal.
+    pub migration_id: String,
+    /// How it ended.
+    pub outcome: ReportOutcome,
+    /// Why, where it did not complete.
+    pub reason: Option<String>,
+    /// `kvm` or `process`.
+    pub machine: String,
+    /// `quic`, `tcp` or `memory`.
+    pub transport: String,
+    /// Page streams.
+    pub streams: u16,
+    /// The tracker used.
+    pub tracker: String,
+    /// The codec asked for.
+    pub codec: String,
+    /// Virtual processors.
+    pub vcpus: u32,
+    /// Size of RAM.
+    pub ram_bytes: u64,
+    /// From the first message to the confirmation.
+    pub total_ms: f64,
+    /// The guest's pause, as the engine measured it.
+    pub blackout_ms: Option<f64>,
+    /// Its parts.
+    pub blackout_breakdown_ms: Option<BlackoutBreakdown>,
+    /// Largest gap in the guest's own heartbeat around the switchover.
+    pub blackout_guest_ms: Option<f64>,
+    /// What the policy predicted when it decided to switch over.
+    pub blackout_predicted_ms: Option<f64>,
+    /// The passes, in order.
+    pub passes: Vec<PassReport>,
+    /// Bytes of guest memory that the destination was told about.
+    pub bytes_memory: u64,
+    /// Bytes on the page streams, before TLS.
+    pub bytes_wire: u64,
+    /// Encoded bytes by codec really used.
+    pub bytes_by_codec: BTreeMap<String, u64>,
+    /// Pages that were zero.
+    pub pages_zero: u64,
+    /// Pages that were considered but unchanged.
+    pub pages_unchanged: u64,
+    /// What the guest lost.
+    pub guest: GuestReport,
+    /// Most memory used beyond the guest's RAM and what the process used before, at the source.
+    pub peak_extra_rss_bytes: u64,
+    /// The same at the destination.
+    pub peak_extra_rss_destination_bytes: Option<u64>,
+}

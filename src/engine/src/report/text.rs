@@ -1,0 +1,138 @@
+//! The report as text for people.
+
+use std::fmt::Write as _;
+
+use super::{MigrationReport, ReportOutcome};
+
+const MIB: f64 = (1 << 20) as f64;
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / MIB)
+}
+
+fn or_dash(value: Option<f64>, unit: &str, decimals: usize) -> String {
+    value.map_or_else(|| "–".to_owned(), |v| format!("{v:.decimals$}{unit}"))
+}
+
+fn rate(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".to_owned(), |v| format!("{:.2} M/s", v / 1e6))
+}
+
+/// Renders the report in a few lines of text, newline at the end.
+#[must_use]
+pub fn render(r: &MigrationReport) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_head(&mut out, r);
+    let _ = write_blackout(&mut out, r);
+    let _ = write_passes(&mut out, r);
+    let _ = write_guest(&mut out, r);
+    out
+}
+
+fn write_head(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
+    let outcome = match r.outcome {
+        ReportOutcome::Completed => "completed",
+        ReportOutcome::Cancelled => "cancelled, the guest goes on at the source",
+        ReportOutcome::Failed => "failed, the guest goes on at the source",
+        ReportOutcome::Undecided => "undecided: neither side may resume the guest by itself",
+    };
+    writeln!(out, "migration {}: {outcome}", r.migration_id)?;
+    if let Some(reason) = &r.reason {
+        writeln!(out, "  because    {reason}")?;
+    }
+    writeln!(
+        out,
+        "  machine    {} · {} vCPU · {} RAM · tracker {} · {} × {} · codec {}",
+        r.machine,
+        r.vcpus,
+        mib(r.ram_bytes),
+        r.tracker,
+        r.transport,
+        r.streams,
+        r.codec
+    )?;
+    writeln!(
+        out,
+        "  total      {:.0} ms · memory {} · wire {} · zero pages {} · unchanged {}",
+        r.total_ms,
+        mib(r.bytes_memory),
+        mib(r.bytes_wire),
+        r.pages_zero,
+        r.pages_unchanged
+    )?;
+    let codecs: Vec<_> = r
+        .bytes_by_codec
+        .iter()
+        .map(|(codec, bytes)| format!("{codec} {}", mib(*bytes)))
+        .collect();
+    writeln!(
+        out,
+        "  codecs     {} · extra memory {} source, {} destination",
+        if codecs.is_empty() { "–".to_owned() } else { codecs.join(", ") },
+        mib(r.peak_extra_rss_bytes),
+        r.peak_extra_rss_destination_bytes
+            .map_or_else(|| "–".to_owned(), mib)
+    )
+}
+
+fn write_blackout(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
+    writeln!(
+        out,
+        "  blackout   {} (guest's own heartbeat: {}; predicted: {})",
+        or_dash(r.blackout_ms, " ms", 2),
+        or_dash(r.blackout_guest_ms, " ms", 2),
+        or_dash(r.blackout_predicted_ms, " ms", 1),
+    )?;
+    if let Some(parts) = &r.blackout_breakdown_ms {
+        let parts: Vec<_> = parts
+            .parts()
+            .iter()
+            .map(|(name, ms)| format!("{name} {ms:.2}"))
+            .collect();
+        writeln!(out, "             {}", parts.join(" + "))?;
+    }
+    Ok(())
+}
+
+fn write_passes(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
+    if r.passes.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "  pass         ms   considered        sent  notifications        wire"
+    )?;
+    for p in &r.passes {
+        writeln!(
+            out,
+            "  {:>3}{} {:>9.1} {:>12} {:>11} {:>14} {:>11}",
+            p.pass,
+            if p.r#final { "*" } else { " " },
+            p.duration_ms,
+            p.pages_considered,
+            p.pages_sent,
+            p.notifications,
+            mib(p.bytes_wire)
+        )?;
+    }
+    writeln!(out, "    * guest paused")
+}
+
+fn write_guest(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
+    let g = &r.guest;
+    writeln!(
+        out,
+        "  guest      before {} · during {} · after {} · brownout {} ({} lost) · lost in all {}",
+        rate(g.work_rate_before),
+        rate(g.work_rate_during),
+        rate(g.work_rate_after),
+        or_dash(g.brownout_pct, " %", 1),
+        or_dash(g.brownout_lost_ms, " ms", 1),
+        or_dash(g.lost_work_ms, " ms", 1),
+    )?;
+    if let Some(verify) = &g.verify {
+        writeln!(out, "  VERIFY {verify}")?;
+    }
+    Ok(())
+}

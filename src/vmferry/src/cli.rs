@@ -1,0 +1,246 @@
+//! The command line: what there is to say, and how it is checked. Does nothing itself.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Live migration of KVM virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "vmferry", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a guest, move it live to another VM process on this machine, prove that it lost nothing
+    Demo(Box<DemoArgs>),
+    /// Say what this host can do: KVM, huge pages, userfaultfd, and what vmferry would use
+    Doctor(DoctorArgs),
+    /// One VM process (internal: started by the host service and by the demo)
+    #[command(hide = true)]
+    Vmm(VmmArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VmmArgs {
+    /// The VM's own directory: control socket, journal
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// Exit when the process that started this one has gone
+    #[arg(long)]
+    pub(crate) exit_with_parent: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MachineArg {
+    /// KVM where /dev/kvm can be used, else the process machine
+    Auto,
+    /// A KVM virtual machine
+    Kvm,
+    /// The same workload as native threads: not a VM
+    Process,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportArg {
+    Quic,
+    Tcp,
+}
+
+/// The demo: a thin front on the same engine that hosts use.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// What the built-in guest does: idle, dense, sparse, readmostly, rewrite-same
+    #[arg(long, default_value = "dense", value_parser = workload)]
+    pub(crate) workload: String,
+    /// Working set of the built-in guest, in MiB
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub(crate) ws_mib: u32,
+    /// Page touches per second and vCPU; 0 is as fast as it goes
+    #[arg(long, default_value_t = 200_000, value_name = "N")]
+    pub(crate) rate: u64,
+    /// Shares of the guest's filled RAM that are zero, text-like and random
+    #[arg(long, default_value = "30:40:30", value_name = "ZERO:TEXT:RANDOM", value_parser = fill)]
+    pub(crate) fill: String,
+    /// MiB of RAM that the built-in guest fills (default: the working set and a quarter of the rest)
+    #[arg(long, value_name = "N")]
+    pub(crate) fill_mib: Option<u32>,
+    /// For sparse: distance between pages written, as in 2M (one page per 2 MiB)
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) stride: Option<u64>,
+    /// Seed of the guest's random choices
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// RAM of the guest, as in 512M or 4G (a multiple of 2 MiB)
+    #[arg(long, default_value = "1G", value_name = "SIZE", value_parser = size)]
+    pub(crate) mem: u64,
+    /// Virtual processors
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub(crate) vcpus: u8,
+    /// How pages travel
+    #[arg(long, value_enum, default_value = "quic")]
+    pub(crate) transport: TransportArg,
+    /// Page streams
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub(crate) streams: u16,
+    /// raw, lz4, zstd[:LEVEL], brotli[:LEVEL]
+    #[arg(long, default_value = "lz4", value_parser = codec)]
+    pub(crate) codec: String,
+    /// kvm-log, wp-async, or auto (what suits the machine)
+    #[arg(long, default_value = "auto", value_parser = tracker)]
+    pub(crate) tracker: String,
+    /// Limit of the link in Mbit/s; 0 is no limit
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) link_mbit: u64,
+    /// Longest blackout to accept, as in 300ms
+    #[arg(long, default_value = "300ms", value_name = "TIME", value_parser = duration)]
+    pub(crate) max_blackout: Duration,
+    /// Moves from process to process, one after the other (3: A→B→C→A)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) hops: u32,
+    /// Kind of machine
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) machine: MachineArg,
+    /// Run this PVH ELF in place of the built-in guest
+    #[arg(long, value_name = "ELF")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// Command line for --kernel
+    #[arg(long, value_name = "S", requires = "kernel")]
+    pub(crate) cmdline: Option<String>,
+    /// Initial RAM disk for --kernel
+    #[arg(long, value_name = "F", requires = "kernel")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// File for the serial console (appended across the hops)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) serial: Option<PathBuf>,
+    /// File for the debug port 0xe9 (appended across the hops)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) debugcon: Option<PathBuf>,
+    /// How long the guest runs before it is moved (default: 1s, with --kernel 3s)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) warm_up: Option<Duration>,
+    /// How long the guest runs on after the last move (default: 1s, with --kernel 10s)
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) run_for: Option<Duration>,
+    /// Print the report as JSON on stdout (progress and logs go to stderr)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn workload(text: &str) -> Result<String, String> {
+    const KNOWN: [&str; 5] = ["idle", "dense", "sparse", "readmostly", "rewrite-same"];
+    if KNOWN.contains(&text) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("choose one of: {}", KNOWN.join(", ")))
+    }
+}
+
+fn fill(text: &str) -> Result<String, String> {
+    let shares: Option<Vec<u32>> = text.split(':').map(|s| s.parse().ok()).collect();
+    match shares.as_deref() {
+        Some([z, t, r]) if z.checked_add(*t).and_then(|s| s.checked_add(*r)) == Some(100) => {
+            Ok(text.to_owned())
+        }
+        _ => Err("give three shares that sum to 100, as in 30:40:30".to_owned()),
+    }
+}
+
+fn codec(text: &str) -> Result<String, String> {
+    text.parse::<vmferry_codecs::CodecSpec>()
+        .map(|_| text.to_owned())
+        .map_err(|e| e.to_string())
+}
+
+fn tracker(text: &str) -> Result<String, String> {
+    if text == "auto" {
+        return Ok(text.to_owned());
+    }
+    text.parse::<vmferry_tracker::TrackerKind>()
+        .map(|_| text.to_owned())
+        .map_err(|e| e.to_string())
+}
+
+/// `512M`, `4G`, `2048K`, or bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is not a size; write it as in 512M or 4G");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// `300ms`, `3s`, `2m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not a time; write it as in 300ms or 3s");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f64 = digits.parse().map_err(|_| wrong())?;
+    let seconds = match &text[digits.len()..] {
+        "us" => number / 1e6,
+        "ms" => number / 1e3,
+        "s" => number,
+        "m" | "min" => number * 60.0,
+        _ => return Err(wrong()),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_times_are_read_and_nonsense_is_refused() {
+        assert_eq!(size("1G"), Ok(1 << 30));
+        assert_eq!(size("512m"), Ok(512 << 20));
+        assert_eq!(size("4096"), Ok(4096));
+        assert!(size("12Q").is_err() && size("").is_err() && size("-1G").is_err());
+        assert!(size("99999999999T").is_err());
+        assert_eq!(duration("300ms"), Ok(Duration::from_millis(300)));
+        assert_eq!(duration("3s"), Ok(Duration::from_secs(3)));
+        assert!(duration("3").is_err() && duration("-1s").is_err() && duration("xs").is_err());
+    }
+
+    #[test]
+    fn shares_must_sum_to_a_hundred() {
+        assert!(fill("30:40:30").is_ok());
+        assert!(fill("30:40:31").is_err() && fill("100").is_err() && fill("a:b:c").is_err());
+        assert!(fill("4294967295:1:100").is_err());
+    }
+
+    #[test]
+    fn unknown_values_say_what_there_is() {
+        let error = |args: &[&str]| {
+            Cli::try_parse_from([&["vmferry", "demo"], args].concat())
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(error(&["--workload", "w"]).contains("rewrite-same"));
+        assert!(error(&["--codec", "rar"]).contains("zstd"));
+        assert!(error(&["--tracker", "t"]).contains("kvm-log"));
+        assert!(error(&["--vcpus", "9"]).contains("1..=8"));
+    }
+}

@@ -1,0 +1,243 @@
+//! What a VM process can be asked over its control socket, and what it answers.
+//!
+//! One JSON object a line, both ways. A request carries a number that its answer repeats; events
+//! come in between, to whoever has subscribed. The socket lies in the VM's own directory, which
+//! only its owner may enter: whoever reaches it may do everything with the VM.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vmferry_engine::report::{Beat, MigrationReport};
+use vmferry_machine::MachineConfig;
+
+/// Longest line accepted, in bytes.
+pub const MAX_LINE: usize = 4 << 20;
+
+/// A numbered request.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Call {
+    /// Chosen by the client, repeated in the answer.
+    pub id: u64,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Make the machine (once) and boot it.
+    Boot(Box<MachineConfig>),
+    /// Stop the vCPUs.
+    Pause,
+    /// Let them run on.
+    Resume,
+    /// Be the destination of one migration.
+    Receive(ReceiveOptions),
+    /// Move the machine away.
+    Migrate(MigrateOptions),
+    /// Cancel the migration under way, on whichever side.
+    Cancel,
+    /// Say something to the built-in workload.
+    Workload(WorkloadCommand),
+    /// The heartbeats noted so far, by vCPU.
+    Heartbeats,
+    /// How the machine, the migration and the process are.
+    Status,
+    /// From now on, send events on this connection.
+    Subscribe,
+    /// End the machine and the process.
+    Shutdown,
+}
+
+/// Things to say to the built-in workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkloadCommand {
+    /// Verify all RAM; the result is an event.
+    Verify,
+}
+
+/// PEM files that a VM process shows to its peer and checks the peer by.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TlsFiles {
+    /// The certificates that are trusted.
+    pub ca: PathBuf,
+    /// This host's certificate chain.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// Options of the destination.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReceiveOptions {
+    /// `quic` or `tcp`.
+    pub transport: String,
+    /// Address to listen on; port 0 is any.
+    pub listen: SocketAddr,
+    /// Certificates.
+    pub tls: TlsFiles,
+    /// One-time secret that the source must show, 32 hexadecimal digits.
+    pub token: String,
+    /// Speed of the link in Mbit/s, for the size of windows; 0 is unknown.
+    pub link_mbit: u64,
+    /// Where the destination's consoles go, as the source's files may not exist here.
+    pub serial: Option<PathBuf>,
+    /// The same for the debug port.
+    pub debugcon: Option<PathBuf>,
+}
+
+/// Options of the source.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MigrateOptions {
+    /// `quic` or `tcp`.
+    pub transport: String,
+    /// Where the destination listens.
+    pub to: SocketAddr,
+    /// The name its certificate must bear.
+    pub server_name: String,
+    /// Certificates.
+    pub tls: TlsFiles,
+    /// The destination's one-time secret.
+    pub token: String,
+    /// Page streams.
+    pub streams: u16,
+    /// As `--codec`.
+    pub codec: String,
+    /// As `--tracker`, `auto` included.
+    pub tracker: String,
+    /// Limit in Mbit/s; 0 is none.
+    pub link_mbit: u64,
+    /// Longest blackout to accept, in milliseconds.
+    pub max_blackout_ms: f64,
+}
+
+/// The answer to a request.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// Done.
+    Done,
+    /// Listening for the source at this address.
+    Listening {
+        /// Address and port really bound.
+        address: SocketAddr,
+    },
+    /// The migration has begun; its end is an event.
+    Migrating {
+        /// Its id, 32 hexadecimal digits.
+        migration_id: String,
+    },
+    /// By vCPU, in order of time.
+    Heartbeats(Vec<Vec<Beat>>),
+    /// The state of things.
+    Status(Box<Status>),
+}
+
+/// How the machine, the migration and the process are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// `none`, `created`, `running`, `paused`, `stopped` or `crashed`.
+    pub machine: String,
+    /// `kvm` or `process`, where there is a machine.
+    pub kind: Option<String>,
+    /// Why it stopped or crashed.
+    pub detail: Option<String>,
+    /// Whether a migration is under way.
+    pub migrating: bool,
+    /// Open descriptors of the process.
+    pub fds: usize,
+    /// Threads of the process.
+    pub threads: usize,
+    /// Resident memory of the process in bytes.
+    pub rss_bytes: u64,
+}
+
+/// What a VM process tells its subscribers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// The guest has filled its RAM and works.
+    WorkloadReady,
+    /// What the guest found in its RAM.
+    Verified {
+        /// `OK` or `FAIL page N`.
+        verdict: String,
+    },
+    /// How a migration is getting on, several times a second.
+    Progress(ProgressLine),
+    /// A migration ended at the source.
+    Migrated(Box<Migrated>),
+    /// A migration ended at the destination.
+    Received {
+        /// Whether the guest runs here now.
+        completed: bool,
+        /// Why not.
+        reason: Option<String>,
+        /// Most memory used beyond guest RAM, in bytes.
+        peak_extra_rss_bytes: u64,
+        /// When the vCPUs ran again, in nanoseconds of CLOCK_MONOTONIC.
+        resumed_ns: Option<u64>,
+    },
+    /// The guest crashed or stopped by itself.
+    GuestEnded {
+        /// Crashed, not stopped.
+        crashed: bool,
+        /// Why, with registers.
+        detail: String,
+    },
+}
+
+/// The end of a migration, at the source.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Migrated {
+    /// The engine's report; the guest's part is still empty.
+    pub report: MigrationReport,
+    /// When it began, in nanoseconds of CLOCK_MONOTONIC.
+    pub start_ns: u64,
+    /// When the pause began.
+    pub pause_ns: Option<u64>,
+}
+
+/// One line of progress.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ProgressLine {
+    /// What is being done, in a word.
+    pub phase: String,
+    /// The pass.
+    pub pass: u32,
+    /// Pages of this pass still to go.
+    pub pages_left: u64,
+    /// Pages of this pass in all.
+    pub pages_total: u64,
+    /// Throughput on the wire in bytes per second.
+    pub bytes_per_second: f64,
+    /// Bytes on the wire so far.
+    pub bytes_wire: u64,
+    /// The blackout predicted for a switchover now, in milliseconds.
+    pub predicted_blackout_ms: Option<f64>,
+}
+
+/// A line from a VM process.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Line {
+    /// An answer.
+    Answer {
+        /// Number of the request.
+        id: u64,
+        /// What it was.
+        answer: Answer,
+    },
+    /// A request that could not be carried out.
+    Error {
+        /// Number of the request.
+        id: u64,
+        /// Why, and what to do.
+        message: String,
+    },
+    /// An event.
+    Event(Event),
+}
