@@ -1,0 +1,133 @@
+//! The journal on disk: a sled tree of numbered entries, flushed entry by entry.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmferry_protocol::ids::MigrationId;
+use vmferry_protocol::ownership::Record;
+
+use crate::{Journal, JournalError, entry};
+
+const TREE: &str = "ownership-1";
+/// Page cache of the database, in bytes: the journal is small and written, hardly ever read.
+const CACHE: u64 = 1 << 20;
+/// How long to wait for the directory's lock: sled's own threads keep it for a moment after a
+/// journal was dropped.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+const LOCK_POLL: Duration = Duration::from_millis(5);
+
+/// A journal in a directory of its own, open in one process at a time.
+#[derive(Debug)]
+pub struct SledJournal {
+    db: sled::Db,
+    tree: sled::Tree,
+    /// Number of the next entry. Held while writing, so that entries are in the order of appends.
+    next: Mutex<u64>,
+}
+
+fn key_of(bytes: &[u8]) -> Option<u64> {
+    bytes.try_into().ok().map(u64::from_be_bytes)
+}
+
+impl SledJournal {
+    /// Opens the journal in `dir`, or begins it.
+    ///
+    /// # Errors
+    /// [`JournalError::Open`].
+    pub fn open(dir: &Path) -> Result<Self, JournalError> {
+        let open_error = |e: sled::Error| JournalError::Open {
+            path: dir.to_owned(),
+            why: explain(&e),
+        };
+        let db = open_db(dir).map_err(open_error)?;
+        let tree = db.open_tree(TREE).map_err(open_error)?;
+        let last = tree.last().map_err(open_error)?;
+        let next = last.and_then(|(key, _)| key_of(&key)).map_or(0, |k| k + 1);
+        Ok(Self {
+            db,
+            tree,
+            next: Mutex::new(next),
+        })
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Result<(u64, Record), JournalError>> {
+        self.tree.iter().map(|item| {
+            let (key, value) = item.map_err(|e| JournalError::Read(explain(&e)))?;
+            let number = key_of(&key).ok_or(JournalError::Damaged {
+                key: u64::MAX,
+                what: "its number has another length",
+            })?;
+            match entry::decode(&value) {
+                Ok(record) => Ok((number, record)),
+                Err(what) => Err(JournalError::Damaged { key: number, what }),
+            }
+        })
+    }
+
+    fn flush(&self) -> Result<(), JournalError> {
+        match self.db.flush() {
+            Ok(_) => Ok(()),
+            Err(e) => Err(JournalError::Write(explain(&e))),
+        }
+    }
+}
+
+fn open_db(dir: &Path) -> sled::Result<sled::Db> {
+    let config = sled::Config::new()
+        .path(dir)
+        .cache_capacity(CACHE)
+        // Flushed by `append`; a timer would only compete with it.
+        .flush_every_ms(None)
+        .mode(sled::Mode::LowSpace);
+    let give_up_at = Instant::now() + LOCK_WAIT;
+    loop {
+        match config.open() {
+            Err(e) if is_locked(&e) && Instant::now() < give_up_at => {
+                std::thread::sleep(LOCK_POLL);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// sled has no kind for it, only words.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(e) if e.to_string().contains("could not acquire lock"))
+}
+
+fn explain(error: &sled::Error) -> String {
+    if is_locked(error) {
+        "it is open already, in this process or another".to_owned()
+    } else {
+        error.to_string()
+    }
+}
+
+impl Journal for SledJournal {
+    fn append(&self, record: &Record) -> Result<(), JournalError> {
+        let bytes = entry::encode(record).map_err(|e| JournalError::Write(e.to_string()))?;
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        self.tree
+            .insert(next.to_be_bytes(), bytes)
+            .map_err(|e| JournalError::Write(explain(&e)))?;
+        *next += 1;
+        self.flush()
+    }
+
+    fn records(&self) -> Result<Vec<Record>, JournalError> {
+        self.entries().map(|e| e.map(|(_, r)| r)).collect()
+    }
+
+    fn forget(&self, migration: MigrationId) -> Result<(), JournalError> {
+        for item in self.entries() {
+            let (number, record) = item?;
+            if record.migration() == migration {
+                self.tree
+                    .remove(number.to_be_bytes())
+                    .map_err(|e| JournalError::Write(explain(&e)))?;
+            }
+        }
+        self.flush()
+    }
+}
