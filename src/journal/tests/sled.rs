@@ -1,3 +1,4 @@
+#![allow(clippy::unwrap_used)] // Tests and their helpers.
 //! The journal on a real disk: order, another life, a killed writer, two openers.
 
 use std::process::{Command, Stdio};
