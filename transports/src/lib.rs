@@ -6,6 +6,16 @@
 //! protocol to find out. The source [connects](Connector), the destination [accepts](Listener).
 
 mod error;
+mod explain;
+mod handshakes;
+pub mod keys;
+mod kind;
+pub mod limit;
+pub mod memory;
+mod pace;
+pub mod quic;
+pub mod tcp;
+mod tls;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -15,6 +25,9 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use error::TransportError;
+pub use kind::{TransportKind, UnknownTransport, connector, listen};
+pub use limit::Bandwidth;
+pub use tls::TlsIdentity;
 
 /// Most page streams of a connection.
 pub const MAX_STREAMS: u16 = 64;
@@ -103,4 +116,20 @@ pub trait Listener: Send + fmt::Debug {
     /// The next stream that a peer opens. Errors of single peers are logged and passed over; an
     /// error here means that the listener is of no use any more. Safe to drop halfway.
     fn accept(&mut self) -> BoxFuture<'_, Result<Incoming, TransportError>>;
+}
+
+/// More streams than a destination accepts are a mistake of the caller's.
+fn check_streams(
+    page_streams: u16,
+    to: SocketAddr,
+    transport: &'static str,
+) -> Result<(), TransportError> {
+    if page_streams <= MAX_STREAMS {
+        return Ok(());
+    }
+    Err(TransportError::Connect {
+        to,
+        transport,
+        why: format!("{page_streams} page streams are too many: {MAX_STREAMS} at most"),
+    })
 }

@@ -1,1 +1,25 @@
 //! The migration engine: actors that drive the protocol core.
+//!
+//! [`source::start`] moves a machine away, [`destination::start`] receives one. The core decides;
+//! the actors carry out: [`actors`] has one for each thing that can be waited for (the machine,
+//! its tracker, the compressors, the journal, the connection). Pages pass between them in chunks of
+//! 256 KiB, bounded by the source's window; control messages are few and small.
+
+mod actors;
+mod apply;
+mod buffers;
+mod clock;
+pub mod destination;
+mod encode;
+mod line;
+mod meter;
+mod pages;
+pub mod report;
+pub mod source;
+
+pub use apply::{ApplyError, RamWriter, read_chunk};
+pub use buffers::Buffers;
+pub use encode::{EncodeError, Encoder, Frame};
+
+/// Name and version of this software, as the other side is told.
+pub const SOFTWARE: &str = concat!("vmferry ", env!("CARGO_PKG_VERSION"));

@@ -128,6 +128,53 @@ fn an_old_page_is_found() {
     }
 }
 
+/// Bytes beyond the arena on both sides, which must stay as they are.
+const GUARD: usize = 4 << 20;
+
+#[test]
+fn a_garbled_arena_is_never_left() {
+    for (kind, vcpus) in KINDS.iter().flat_map(|&k| [(k, 1), (k, 3)]) {
+        let line =
+            format!("workload={kind} ws-mib=1 fill-mib=2 stride=7 vcpus={vcpus} tsc-khz=1000");
+        let params = Params::parse(line.as_bytes());
+        let len = params.arena_pages() as usize * 4096;
+        let mut memory = vec![0xa5u8; len + 2 * GUARD + 4096];
+        let base = memory.as_mut_ptr();
+        let start = GUARD + base.align_offset(4096);
+        // SAFETY: inside the allocation, by its size.
+        let arena = unsafe { base.add(start) };
+        for seed in 0..60u64 {
+            for word in 0..512 {
+                let r = crate::pattern::mix(seed << 32 | word as u64);
+                let value = match r % 8 {
+                    0 => 0,
+                    1 => u64::MAX,
+                    2 => r >> 60,
+                    3 => 256 + (r >> 61),
+                    4 => i64::MAX as u64,
+                    _ => r,
+                };
+                // SAFETY: the page of states.
+                unsafe { arena.cast::<u64>().add(word).write(value) };
+            }
+            let mut fake = Fake {
+                command: abi::COMMAND_VERIFY,
+                ..Fake::default()
+            };
+            for index in 0..vcpus {
+                // SAFETY: the memory outlives the worker; one at a time.
+                let mut worker = unsafe { Worker::new(arena, params, index) };
+                for _ in 0..14 {
+                    worker.step(&mut fake);
+                }
+            }
+        }
+        let (before, rest) = memory.split_at(start);
+        assert!(before.iter().all(|&b| b == 0xa5), "{kind}");
+        assert!(rest[len..].iter().all(|&b| b == 0xa5), "{kind}");
+    }
+}
+
 #[test]
 fn the_payload_is_an_elf() {
     assert_eq!(&crate::PAYLOAD[..4], b"\x7fELF");

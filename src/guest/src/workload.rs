@@ -2,7 +2,8 @@
 //!
 //! All that it knows lies in its arena in guest RAM: a page of states, the ledger, then the
 //! filled pages. A step leaves the arena consistent, so a native thread may stop between any two
-//! and another go on from the same memory; a vCPU may be stopped anywhere.
+//! and another go on from the same memory; a vCPU may be stopped anywhere. A native thread may find
+//! anything at all in the arena: a garbled state makes wrong results, never an access outside.
 
 use crate::abi;
 use crate::params::{Kind, PAGE, Params};
@@ -239,7 +240,10 @@ impl Worker {
             Kind::Idle => return,
             Kind::Dense => self.sweep(n, |w, page, sweep| {
                 // SAFETY: a page of this worker's hot set.
-                unsafe { w.word(page, counter_word(page)).write_volatile(sweep + 1) };
+                unsafe {
+                    w.word(page, counter_word(page))
+                        .write_volatile(sweep.wrapping_add(1))
+                };
                 0
             }),
             Kind::RewriteSame => self.sweep(n, |w, page, _| {
@@ -259,14 +263,19 @@ impl Worker {
             }),
             Kind::Sparse => self.sparse(n),
         }
-        self.state().work += n;
+        let state = self.state();
+        state.work = state.work.wrapping_add(n);
     }
 
     #[inline]
     fn sweep(&mut self, n: u64, touch: impl Fn(&Self, u64, u64) -> u64) {
         let hot = self.hot;
         let (mut at, mut sweeps) = (self.state().at, self.state().sweeps);
-        let mut writes = 0;
+        if at >= hot.len() {
+            // Never written so: the state is garbled.
+            at = 0;
+        }
+        let mut writes = 0u64;
         let mut left = n;
         while left > 0 {
             let run = left.min(hot.len() - at);
@@ -277,12 +286,12 @@ impl Worker {
             left -= run;
             if at == hot.len() {
                 at = 0;
-                sweeps += 1;
+                sweeps = sweeps.wrapping_add(1);
             }
         }
         let state = self.state();
         (state.at, state.sweeps) = (at, sweeps);
-        state.writes += writes;
+        state.writes = state.writes.wrapping_add(writes);
     }
 
     fn sparse(&mut self, n: u64) {
@@ -299,7 +308,7 @@ impl Worker {
         }
         let state = self.state();
         state.random = random;
-        state.writes += n;
+        state.writes = state.writes.wrapping_add(n);
     }
 
     /// One more in the page's counter and in the ledger.
@@ -319,8 +328,8 @@ impl Worker {
         match self.params.kind {
             Kind::Idle | Kind::RewriteSame => 0,
             Kind::Dense => {
-                let at = self.hot.from + self.state().at;
-                self.state().sweeps + u64::from(page < at)
+                let at = self.hot.from.wrapping_add(self.state().at);
+                self.state().sweeps.wrapping_add(u64::from(page < at))
             }
             Kind::Sparse | Kind::Readmostly => {
                 // SAFETY: a page of the hot set has a ledger entry.
@@ -378,13 +387,13 @@ impl Worker {
     /// Whether all that was counted on the side sums up.
     fn ledger_fits(&mut self) -> bool {
         let hot = self.hot;
-        let in_ledger = (hot.from..hot.to).fold(0, |sum, page| {
+        let in_ledger = (hot.from..hot.to).fold(0u64, |sum, page| {
             // SAFETY: a page of the hot set has a ledger entry.
-            sum + u64::from(unsafe { self.entry(page).read_volatile() })
+            sum.wrapping_add(u64::from(unsafe { self.entry(page).read_volatile() }))
         });
         let kind = self.params.kind;
         let state = self.state();
-        let swept = state.sweeps * hot.len() + state.at;
+        let swept = state.sweeps.wrapping_mul(hot.len()).wrapping_add(state.at);
         match kind {
             Kind::Idle => state.work == 0,
             Kind::Dense | Kind::RewriteSame => state.work == swept,

@@ -5,7 +5,12 @@
 //! nothing of migrations: it is told to pause, to save and to restore, and its RAM is read and
 //! written by whoever holds it.
 
+mod boot;
 pub mod config;
+mod devices;
+mod gate;
+mod kvm;
+mod process;
 pub mod workload;
 
 use std::fmt;
@@ -31,6 +36,20 @@ pub enum MachineState {
     Stopped,
     /// The guest cannot go on; why, with registers.
     Crashed(String),
+}
+
+impl MachineState {
+    /// The error for `what`, which is not possible in this state.
+    pub(crate) fn forbids(&self, what: &'static str) -> MachineError {
+        let state = match self {
+            Self::Created => "not booted",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Crashed(_) => "crashed",
+        };
+        MachineError::Order { what, state }
+    }
 }
 
 /// What a machine tells of its own accord, from its vCPU threads: the receiver must not block.
@@ -173,4 +192,18 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Ends the vCPU threads and returns when they are gone. Any state → Stopped, unless crashed.
     /// Dropping the machine does it too.
     fn stop(&self);
+}
+
+/// Makes a machine with nothing to run in it. Its vCPU threads are there already, and stand.
+///
+/// # Errors
+/// [`MachineError`]: what is wrong with `config`, or what this host cannot do.
+pub fn create(
+    config: &MachineConfig,
+    events: EventSink,
+) -> Result<Arc<dyn Machine>, MachineError> {
+    match config.kind {
+        MachineKind::Kvm => kvm::KvmMachine::create(config, events),
+        MachineKind::Process => process::ProcessMachine::create(config, events),
+    }
 }

@@ -108,7 +108,7 @@ pub struct HarvestStats {
 ///
 /// `start`, `harvest` and `stop` are called by one owner; `protect` by any number of threads at
 /// once, for ranges that do not overlap.
-pub trait DirtyTracker: Send + Sync {
+pub trait DirtyTracker: Send + Sync + fmt::Debug {
     /// Which tracker this is.
     fn kind(&self) -> TrackerKind;
 

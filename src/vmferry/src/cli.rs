@@ -53,8 +53,19 @@ pub(crate) enum MachineArg {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TransportArg {
+    /// One QUIC connection
     Quic,
+    /// TCP with TLS, a connection for each stream
     Tcp,
+}
+
+impl TransportArg {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+        }
+    }
 }
 
 /// The demo: a thin front on the same engine that hosts use.

@@ -1,1 +1,67 @@
-fn main() {}
+//! vmferry: live migration of KVM virtual machines. The command line and the roles behind it.
+
+mod cli;
+mod demo;
+mod doctor;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use cli::{Cli, Command};
+
+/// What the process answers its caller. 2 is clap's, for a command line that makes no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Ok = 0,
+    /// It could not be done; why is on stderr.
+    Failed = 1,
+    /// The guest found something wrong in its memory.
+    VerifyFailed = 3,
+    /// The migration was cancelled; the guest is unharmed.
+    Cancelled = 4,
+}
+
+/// The environment variable that says what is logged, as in `debug` or `vmferry_engine=trace`.
+const LOG: &str = "VMFERRY_LOG";
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let exit = match cli.command {
+        Command::Demo(args) => demo::run(*args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Vmm(args) => vmm(args),
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn vmm(args: cli::VmmArgs) -> Exit {
+    let options = vmferry_vmm::RunOptions {
+        dir: args.dir,
+        until_stdin_ends: args.exit_with_parent,
+    };
+    match vmferry_vmm::run(&options) {
+        Ok(()) => Exit::Ok,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Prints an error with its causes in one line.
+pub(crate) fn fail(error: &dyn std::error::Error) -> Exit {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    eprintln!("vmferry: {text}");
+    Exit::Failed
+}

@@ -8,8 +8,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vmferry_engine::report::{Beat, MigrationReport};
-use vmferry_machine::MachineConfig;
+use vmferry_engine::report::MigrationReport;
+use vmferry_machine::{Beat, Console, MachineConfig};
 
 /// Longest line accepted, in bytes.
 pub const MAX_LINE: usize = 4 << 20;
@@ -41,8 +41,12 @@ pub enum Request {
     Cancel,
     /// Say something to the built-in workload.
     Workload(WorkloadCommand),
-    /// The heartbeats noted so far, by vCPU.
-    Heartbeats,
+    /// The heartbeats noted since a moment of CLOCK_MONOTONIC, by vCPU; of the last machine where
+    /// there is none any more.
+    Heartbeats {
+        /// In nanoseconds.
+        since_ns: u64,
+    },
     /// How the machine, the migration and the process are.
     Status,
     /// From now on, send events on this connection.
@@ -83,10 +87,10 @@ pub struct ReceiveOptions {
     pub token: String,
     /// Speed of the link in Mbit/s, for the size of windows; 0 is unknown.
     pub link_mbit: u64,
-    /// Where the destination's consoles go, as the source's files may not exist here.
-    pub serial: Option<PathBuf>,
+    /// Where the serial console goes here, as the source's files may not exist on this host.
+    pub serial: Console,
     /// The same for the debug port.
-    pub debugcon: Option<PathBuf>,
+    pub debugcon: Console,
 }
 
 /// Options of the source.

@@ -56,7 +56,9 @@ impl VmmClient {
     ///
     /// # Errors
     /// [`ClientError::Connect`].
-    pub async fn connect(path: &Path) -> Result<(Self, mpsc::UnboundedReceiver<Event>), ClientError> {
+    pub async fn connect(
+        path: &Path,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Event>), ClientError> {
         let stream = UnixStream::connect(path)
             .await
             .map_err(|source| ClientError::Connect {

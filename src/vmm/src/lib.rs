@@ -1,1 +1,15 @@
 //! The VM process: one machine, its control socket and its migrations.
+//!
+//! [`run`] is the process; [`client::VmmClient`] talks to one. Guest pages never pass through the
+//! control socket: the source's process talks straight to the destination's.
+
+pub mod api;
+pub mod client;
+mod events;
+mod migrate;
+pub mod process;
+mod run;
+mod server;
+mod vm;
+
+pub use run::{RunError, RunOptions, SOCKET, run};

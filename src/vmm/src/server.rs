@@ -12,25 +12,25 @@ use crate::api::{Answer, Call, Event, Line, MAX_LINE, Request};
 
 /// A request on its way to the one who carries it out.
 #[derive(Debug)]
-pub struct Asked {
+pub(crate) struct Asked {
     /// What is asked.
-    pub request: Request,
+    pub(crate) request: Request,
     /// Where the answer goes: an error is a message for people.
-    pub answer: oneshot::Sender<Result<Answer, String>>,
+    pub(crate) answer: oneshot::Sender<Result<Answer, String>>,
 }
 
 /// Binds the control socket, readable and writable by its owner only.
 ///
 /// # Errors
 /// The error of binding.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }
 
 /// Serves connections until the receiver of `asked` is gone.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: UnixListener,
     asked: mpsc::Sender<Asked>,
     events: broadcast::Sender<Event>,
@@ -89,9 +89,13 @@ async fn connection(
             }
         };
         if matches!(call.request, Request::Subscribe) {
-            forwarder.get_or_insert_with(|| tokio::spawn(forward(events.subscribe(), lines.clone())));
+            forwarder
+                .get_or_insert_with(|| tokio::spawn(forward(events.subscribe(), lines.clone())));
             let answer = Answer::Done;
-            let _ = lines.send(Line::Answer { id: call.id, answer });
+            let _ = lines.send(Line::Answer {
+                id: call.id,
+                answer,
+            });
             continue;
         }
         let (answer, answered) = oneshot::channel();
@@ -103,8 +107,14 @@ async fn connection(
         // A long request must not keep the next one (a cancel) from being read.
         tokio::spawn(async move {
             let _ = lines.send(match answered.await {
-                Ok(Ok(answer)) => Line::Answer { id: call.id, answer },
-                Ok(Err(message)) => Line::Error { id: call.id, message },
+                Ok(Ok(answer)) => Line::Answer {
+                    id: call.id,
+                    answer,
+                },
+                Ok(Err(message)) => Line::Error {
+                    id: call.id,
+                    message,
+                },
                 Err(_) => Line::Error {
                     id: call.id,
                     message: "the VM process is ending".to_owned(),

@@ -5,15 +5,7 @@
 //! must be of one clock; across hosts the caller shifts them by the measured offset first.
 
 use serde::{Deserialize, Serialize};
-
-/// One heartbeat of a vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Beat {
-    /// Arrival at the VM process, in nanoseconds of CLOCK_MONOTONIC.
-    pub time_ns: u64,
-    /// Work done by the vCPU since its start, in units of the workload.
-    pub work: u64,
-}
+use vmferry_machine::Beat;
 
 /// The moments of a migration, in nanoseconds of the same clock as the heartbeats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,9 +67,13 @@ fn work_between(vcpus: &[Vec<Beat>], from: u64, to: u64, frozen: (u64, u64)) -> 
                 // Beyond the last beat of a side at most one interval is unknown: hold.
                 work_at(side, t).or_else(|| {
                     if t <= frozen.0 {
-                        side.last().filter(|b| b.time_ns <= t).map(|b| b.work as f64)
+                        side.last()
+                            .filter(|b| b.time_ns <= t)
+                            .map(|b| b.work as f64)
                     } else {
-                        side.first().filter(|b| b.time_ns >= t).map(|b| b.work as f64)
+                        side.first()
+                            .filter(|b| b.time_ns >= t)
+                            .map(|b| b.work as f64)
                     }
                 })
             } else {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use guest::{Beat, GuestReport, Moments};
+pub use guest::{GuestReport, Moments};
 pub use text::render;
 
 /// How a migration ended.

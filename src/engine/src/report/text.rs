@@ -69,7 +69,11 @@ fn write_head(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
     writeln!(
         out,
         "  codecs     {} · extra memory {} source, {} destination",
-        if codecs.is_empty() { "–".to_owned() } else { codecs.join(", ") },
+        if codecs.is_empty() {
+            "–".to_owned()
+        } else {
+            codecs.join(", ")
+        },
         mib(r.peak_extra_rss_bytes),
         r.peak_extra_rss_destination_bytes
             .map_or_else(|| "–".to_owned(), mib)

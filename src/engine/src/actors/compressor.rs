@@ -1,0 +1,51 @@
+//! `CompressorPool`: threads that protect, read and encode chunks.
+
+use actix::{Actor, Handler, Message, Recipient, SyncContext};
+use vmferry_protocol::pending::Chunk;
+use vmferry_protocol::source::SourceEvent;
+
+use super::tracker::Live;
+use crate::encode::{Encoder, Frame};
+use crate::source::Told;
+
+/// A compressor thread.
+#[derive(Debug)]
+pub(crate) struct Compressor {
+    pub(crate) encoder: Encoder,
+    pub(crate) live: Live,
+    pub(crate) frames: async_channel::Sender<Frame>,
+    pub(crate) owner: Recipient<Told>,
+}
+
+impl Actor for Compressor {
+    type Context = SyncContext<Self>;
+}
+
+/// Make a frame of this chunk, and give it to the page streams.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Encode(pub(crate) Chunk);
+
+impl Handler<Encode> for Compressor {
+    type Result = ();
+
+    fn handle(&mut self, Encode(chunk): Encode, _: &mut SyncContext<Self>) {
+        // After an abort nothing is protected any more: nobody would take it off again.
+        let Some(_guard) = self.live.guard() else {
+            return;
+        };
+        match self.encoder.encode(&chunk) {
+            Ok(frame) => {
+                // Counted before it goes, so that it is counted before it is acknowledged.
+                self.owner
+                    .do_send(Told(SourceEvent::ChunkSent(frame.stats)));
+                // Never full: it holds a window of chunks. Closed: there is no connection.
+                let _ = self.frames.try_send(frame);
+            }
+            Err(error) => {
+                let detail = format!("guest pages could not be read: {error}");
+                self.owner.do_send(Told(SourceEvent::Failed { detail }));
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `Hands`: does to the machine what takes its time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::{Actor, Handler, Message, Recipient, SyncContext};
+use vmferry_machine::{Machine, MachineError};
+
+use super::tracker::describe;
+
+/// What is done to a machine.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) enum Do {
+    /// Stop its vCPUs.
+    Pause(Arc<dyn Machine>),
+    /// Let them run, if asked to; else it stays as it is.
+    Resume(Arc<dyn Machine>, bool),
+    /// Save its state.
+    Save(Arc<dyn Machine>),
+    /// Set a state.
+    Restore(Arc<dyn Machine>, Vec<u8>),
+    /// End it: it is somebody else's.
+    Stop(Arc<dyn Machine>),
+}
+
+/// What was done, and how long it took.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Done {
+    pub(crate) what: What,
+    pub(crate) took: Duration,
+    pub(crate) result: Result<(), String>,
+}
+
+/// The operation that was done.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    Pause,
+    Resume,
+    /// The state.
+    Save(Vec<u8>),
+    Restore,
+    Stop,
+}
+
+/// The machine's thread.
+#[derive(Debug)]
+pub(crate) struct Hands {
+    pub(crate) owner: Recipient<Done>,
+}
+
+impl Actor for Hands {
+    type Context = SyncContext<Self>;
+}
+
+impl Handler<Do> for Hands {
+    type Result = ();
+
+    fn handle(&mut self, what: Do, _: &mut SyncContext<Self>) {
+        let began = Instant::now();
+        let (what, result) = match what {
+            Do::Pause(machine) => (What::Pause, machine.pause()),
+            Do::Resume(machine, run) => (What::Resume, resume(&machine, run)),
+            Do::Save(machine) => match machine.save() {
+                Ok(blob) => (What::Save(blob), Ok(())),
+                Err(error) => (What::Save(Vec::new()), Err(error)),
+            },
+            Do::Restore(machine, blob) => (What::Restore, machine.restore(&blob)),
+            Do::Stop(machine) => {
+                machine.stop();
+                (What::Stop, Ok(()))
+            }
+        };
+        self.owner.do_send(Done {
+            what,
+            took: began.elapsed(),
+            result: result.map_err(|e| describe(&e)),
+        });
+    }
+}
+
+fn resume(machine: &Arc<dyn Machine>, run: bool) -> Result<(), MachineError> {
+    if run { machine.resume() } else { Ok(()) }
+}

@@ -1,0 +1,102 @@
+//! `Tracker`: asks the dirty tracker which pages may have changed.
+
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use actix::{Actor, Handler, Message, Recipient, SyncContext};
+use vmferry_protocol::source::SourceEvent;
+use vmferry_protocol::{PageSet, RamLayout};
+use vmferry_tracker::DirtyTracker;
+
+use crate::source::Told;
+
+/// Whether pages may still be protected. Whoever protects holds the guard; ending waits for them.
+#[derive(Clone, Debug)]
+pub(crate) struct Live(Arc<RwLock<bool>>);
+
+impl Live {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(RwLock::new(true)))
+    }
+
+    /// None where it has ended.
+    pub(crate) fn guard(&self) -> Option<RwLockReadGuard<'_, bool>> {
+        self.0.read().ok().filter(|live| **live)
+    }
+
+    fn end(&self) {
+        if let Ok(mut live) = self.0.write() {
+            *live = false;
+        }
+    }
+}
+
+/// The tracker's thread.
+#[derive(Debug)]
+pub(crate) struct Tracker {
+    pub(crate) tracker: Arc<dyn DirtyTracker>,
+    pub(crate) layout: RamLayout,
+    pub(crate) live: Live,
+    pub(crate) owner: Recipient<Told>,
+}
+
+impl Actor for Tracker {
+    type Context = SyncContext<Self>;
+}
+
+/// Which pages may have changed? Starts tracking, for pass 1.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Harvest {
+    pub(crate) pass: u32,
+}
+
+/// End tracking.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct StopTracking;
+
+impl Handler<Harvest> for Tracker {
+    type Result = ();
+
+    fn handle(&mut self, Harvest { pass }: Harvest, _: &mut SyncContext<Self>) {
+        if self.live.guard().is_none() {
+            return;
+        }
+        let mut dirty = PageSet::new(&self.layout);
+        let mut harvest = || {
+            if pass == 1 {
+                self.tracker.start()?;
+            }
+            self.tracker.harvest(&mut |run| dirty.insert(run))
+        };
+        self.owner.do_send(Told(match harvest() {
+            Ok(stats) => SourceEvent::Harvested {
+                dirty,
+                notifications: stats.notifications,
+            },
+            Err(error) => SourceEvent::Failed {
+                detail: describe(&error),
+            },
+        }));
+    }
+}
+
+impl Handler<StopTracking> for Tracker {
+    type Result = ();
+
+    fn handle(&mut self, _: StopTracking, _: &mut SyncContext<Self>) {
+        self.live.end();
+        self.tracker.stop();
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,164 @@
+//! From guest pages to a frame on a page stream: protect, copy, leave zeros out, compress.
+//!
+//! The order matters: a page is protected before it is read, so that a write that comes while it
+//! is being read is in the next harvest. What is judged and sent is the copy, never the page again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use thiserror::Error;
+use vmferry_codecs::{CodecError, CodecId, CodecSpec, PageCodec, encoder, is_zero};
+use vmferry_memory::{GuestRam, MemoryError};
+use vmferry_protocol::pending::Chunk;
+use vmferry_protocol::source::ChunkStats;
+use vmferry_protocol::wire::{ChunkHeader, MAX_ENCODED, WireError};
+use vmferry_protocol::{PAGE_SIZE, PageRange};
+use vmferry_tracker::{DirtyTracker, TrackerError};
+
+use crate::buffers::Buffers;
+
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// Why a chunk could not be made into a frame.
+#[derive(Debug, Error)]
+pub enum EncodeError {
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The pages could not be protected.
+    #[error(transparent)]
+    Tracker(#[from] TrackerError),
+    /// The codec.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The header.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+}
+
+/// A chunk as it travels.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Prefix and header.
+    pub head: Bytes,
+    /// Encoded pages; empty where all were zero.
+    pub content: Bytes,
+    /// What it is made of.
+    pub stats: ChunkStats,
+}
+
+/// Makes frames; one for each thread.
+pub struct Encoder {
+    ram: Arc<GuestRam>,
+    tracker: Arc<dyn DirtyTracker>,
+    codec: Box<dyn PageCodec>,
+    buffers: Buffers,
+}
+
+impl std::fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Encoder({:?})", self.codec.id())
+    }
+}
+
+impl Encoder {
+    /// An encoder of `ram`'s pages.
+    ///
+    /// # Errors
+    /// [`EncodeError::Codec`] where the library refuses the level.
+    pub fn new(
+        ram: Arc<GuestRam>,
+        tracker: Arc<dyn DirtyTracker>,
+        codec: CodecSpec,
+        buffers: Buffers,
+    ) -> Result<Self, EncodeError> {
+        Ok(Self {
+            ram,
+            tracker,
+            codec: encoder(codec)?,
+            buffers,
+        })
+    }
+
+    /// Protects, reads and encodes the pages of `chunk`.
+    ///
+    /// # Errors
+    /// [`EncodeError`]; some pages may be protected by then.
+    pub fn encode(&mut self, chunk: &Chunk) -> Result<Frame, EncodeError> {
+        for &range in &chunk.ranges {
+            self.tracker.protect(range)?;
+        }
+        let mut pages = self.buffers.take(MAX_ENCODED);
+        let (zero, data) = self.read(&chunk.ranges, &mut pages)?;
+        let (codec, content) = self.compress(pages)?;
+        let header = ChunkHeader {
+            chunk: chunk.id,
+            pass: chunk.pass,
+            codec: codec as u8,
+            zero,
+            data,
+            encoded_len: content.len() as u32,
+        };
+        let head = header.encode(&content)?;
+        let count = |ranges: &[PageRange]| ranges.iter().map(|r| r.count).sum();
+        Ok(Frame {
+            stats: ChunkStats {
+                chunk: chunk.id,
+                bytes_wire: (head.len() + content.len()) as u64,
+                bytes_encoded: content.len() as u64,
+                codec: codec as u8,
+                pages_data: count(&header.data),
+                pages_zero: count(&header.zero),
+            },
+            head: head.into(),
+            content,
+        })
+    }
+
+    /// Copies the pages that are not zero to `out`, and says which are which.
+    fn read(
+        &self,
+        ranges: &[PageRange],
+        out: &mut Vec<u8>,
+    ) -> Result<(Vec<PageRange>, Vec<PageRange>), MemoryError> {
+        let (mut zero, mut data) = (Vec::new(), Vec::new());
+        for gfn in ranges.iter().flat_map(PageRange::frames) {
+            let start = out.len();
+            out.resize(start + PAGE, 0);
+            self.ram
+                .copy_out(PageRange::new(gfn, 1), &mut out[start..])?;
+            if is_zero(&out[start..]) {
+                out.truncate(start);
+                add(&mut zero, gfn);
+            } else {
+                add(&mut data, gfn);
+            }
+        }
+        Ok((zero, data))
+    }
+
+    fn compress(&mut self, pages: Vec<u8>) -> Result<(CodecId, Bytes), CodecError> {
+        if pages.is_empty() {
+            return Ok((CodecId::Zero, self.buffers.share(pages)));
+        }
+        if self.codec.id() == CodecId::Raw {
+            return Ok((CodecId::Raw, self.buffers.share(pages)));
+        }
+        let mut out = self.buffers.take(MAX_ENCODED);
+        let (codec, content, spare) = if self.codec.encode(&pages, &mut out)? {
+            (self.codec.id(), out, pages)
+        } else {
+            (CodecId::Raw, pages, out)
+        };
+        drop(self.buffers.share(spare));
+        Ok((codec, self.buffers.share(content)))
+    }
+}
+
+/// Adds a page to a list of runs that ascends.
+fn add(ranges: &mut Vec<PageRange>, gfn: u64) {
+    match ranges.last_mut() {
+        Some(last) if last.end() == gfn => last.count += 1,
+        _ => ranges.push(PageRange::new(gfn, 1)),
+    }
+}

@@ -1,0 +1,99 @@
+//! The tasks at both ends of the page streams.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_channel::Receiver;
+use bytes::Bytes;
+use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
+use vmferry_protocol::ids::{ChunkId, MigrationId, Token};
+use vmferry_protocol::wire::{PREAMBLE, WireError, check_preamble, encode_preamble};
+use vmferry_transports::{PageReader, PageWriter};
+
+use crate::apply::{ApplyError, RamWriter, Scratch, read_chunk};
+use crate::encode::Frame;
+
+/// How long a stream may take to say what it is.
+const PREAMBLE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Sends frames on one stream until there are no more; every stream takes the next that is there,
+/// so a slow one holds up no other. Returns why it could not.
+pub(crate) async fn send(
+    mut stream: Box<dyn PageWriter>,
+    preamble: [u8; PREAMBLE],
+    frames: Receiver<Frame>,
+) -> Result<(), String> {
+    let failed = |e: vmferry_transports::TransportError| e.to_string();
+    let preamble = [Bytes::copy_from_slice(&preamble)];
+    stream.send(&preamble).await.map_err(failed)?;
+    while let Ok(frame) = frames.recv().await {
+        stream
+            .send(&[frame.head, frame.content])
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// The preambles of a connection's streams.
+pub(crate) fn preambles(
+    migration: MigrationId,
+    token: &Token,
+    streams: usize,
+) -> Vec<[u8; PREAMBLE]> {
+    (0..streams)
+        .map(|n| encode_preamble(migration, token, n as u16))
+        .collect()
+}
+
+/// What a page stream must belong to, and where its pages go.
+#[derive(Clone, Debug)]
+pub(crate) struct Admission {
+    pub(crate) migration: MigrationId,
+    pub(crate) ram: Arc<RamWriter>,
+}
+
+/// Why a page stream ended that should not have.
+#[derive(Debug)]
+pub(crate) enum Broken {
+    /// It is not of this migration; nothing came of it.
+    Stranger(WireError),
+    /// It said nothing for too long.
+    Silent,
+    /// It was cut.
+    Cut(String),
+    /// It brought something that is wrong.
+    Wrong(String),
+}
+
+/// Receives chunks from one stream until it ends; `applied` is told each that is in RAM.
+pub(crate) async fn receive<F: Future<Output = ()>>(
+    mut stream: Box<dyn PageReader>,
+    token: Token,
+    mut admission: watch::Receiver<Option<Admission>>,
+    applied: impl Fn(ChunkId) -> F,
+) -> Result<(), Broken> {
+    let mut preamble = [0; PREAMBLE];
+    tokio::time::timeout(PREAMBLE_WITHIN, stream.read_exact(&mut preamble))
+        .await
+        .map_err(|_| Broken::Silent)?
+        .map_err(|e| Broken::Cut(e.to_string()))?;
+    // Nothing more is read until there is a machine to put it in.
+    let Ok(admitted) = admission.wait_for(Option::is_some).await.map(|a| a.clone()) else {
+        return Ok(());
+    };
+    let Some(Admission { migration, ram }) = admitted else {
+        return Ok(());
+    };
+    check_preamble(&preamble, migration, &token).map_err(Broken::Stranger)?;
+    let mut scratch = Scratch::default();
+    loop {
+        match read_chunk(&mut stream, &ram, &mut scratch).await {
+            Ok(Some(chunk)) => applied(chunk).await,
+            Ok(None) => return Ok(()),
+            Err(ApplyError::Cut(error)) => return Err(Broken::Cut(error.to_string())),
+            Err(error) => return Err(Broken::Wrong(error.to_string())),
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! The source's `Migration` actor: message → event into the core → outputs → messages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{
+    Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle, SyncArbiter,
+};
+use tokio::sync::{oneshot, watch};
+use vmferry_journal::Journal;
+use vmferry_machine::Machine;
+use vmferry_protocol::message::VmShape;
+use vmferry_protocol::source::{
+    Outcome, Progress, Source, SourceConfig, SourceEvent, SourceOutput,
+};
+use vmferry_protocol::{PAGE_SIZE, RamLayout};
+use vmferry_tracker::DirtyTracker;
+use vmferry_transports::Connector;
+
+use super::summary::summarise;
+use super::{SourceEnd, SourceOptions, Told};
+use crate::SOFTWARE;
+use crate::actors::compressor::{Compressor, Encode};
+use crate::actors::io_journal::{Forget, IoJournal, Write, Written};
+use crate::actors::machine::{Do, Done, Hands, What};
+use crate::actors::tracker::{Harvest, Live, StopTracking, Tracker};
+use crate::actors::transport::{Close, Connect, Say, Transport, TransportEvent};
+use crate::buffers::Buffers;
+use crate::clock::Clock;
+use crate::encode::{Encoder, Frame};
+use crate::meter::Meter;
+
+/// Costs of a switchover beside pages and round trips, as reckoned before any was measured.
+const FIXED_COST: Duration = Duration::from_millis(5);
+/// The guest stands still for at most so many times the blackout that is accepted, and a while.
+const PAUSE_FACTOR: u32 = 4;
+const PAUSE_AT_LEAST: Duration = Duration::from_secs(5);
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// The actors that it directs. They end when nobody can send to them any more.
+struct Team {
+    hands: Addr<Hands>,
+    tracker: Addr<Tracker>,
+    compressors: Addr<Compressor>,
+    journal: Addr<IoJournal>,
+    transport: Addr<Transport>,
+}
+
+/// The actor.
+pub(crate) struct Migration {
+    core: Source,
+    clock: Clock,
+    options: SourceOptions,
+    parts: Option<Parts>,
+    machine: Arc<dyn Machine>,
+    connector_name: &'static str,
+    team: Option<Team>,
+    timer: Option<SpawnHandle>,
+    meter: Meter,
+    progress: watch::Sender<Option<Progress>>,
+    end: Option<oneshot::Sender<SourceEnd>>,
+}
+
+/// What the team is made of, once the actor has an address.
+struct Parts {
+    connector: Arc<dyn Connector>,
+    journal: Arc<dyn Journal>,
+    tracker: Arc<dyn DirtyTracker>,
+    layout: RamLayout,
+    encoders: Vec<Encoder>,
+}
+
+impl Migration {
+    #[expect(clippy::too_many_arguments, reason = "called once, by `start`")]
+    pub(super) fn new(
+        machine: Arc<dyn Machine>,
+        connector: Arc<dyn Connector>,
+        journal: Arc<dyn Journal>,
+        tracker: Arc<dyn DirtyTracker>,
+        shape: VmShape,
+        options: SourceOptions,
+        progress: watch::Sender<Option<Progress>>,
+        end: oneshot::Sender<SourceEnd>,
+    ) -> Result<Self, String> {
+        let ram = machine.ram().clone();
+        let of_meter = Arc::downgrade(&ram);
+        let meter = Meter::start(move || of_meter.upgrade());
+        let buffers = Buffers::default();
+        let encoders = (0..options.compressors.max(1))
+            .map(|_| Encoder::new(ram.clone(), tracker.clone(), options.codec, buffers.clone()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| e.to_string())?;
+        let clock = Clock::start();
+        let layout = shape.ram.clone();
+        let config = SourceConfig {
+            migration: options.migration,
+            token: options.token,
+            streams: options.streams,
+            shape,
+            limits: options.limits,
+            window_pages: (options.window_bytes / PAGE_SIZE).max(1),
+            fixed_cost: FIXED_COST,
+            silence: options.silence,
+            pause_deadline: PAUSE_AT_LEAST.max(options.limits.max_blackout * PAUSE_FACTOR),
+            reconnect_for: options.reconnect_for,
+            software: SOFTWARE.to_owned(),
+        };
+        Ok(Self {
+            core: Source::new(config, clock.now()),
+            clock,
+            connector_name: connector.name(),
+            parts: Some(Parts {
+                connector,
+                journal,
+                tracker,
+                layout,
+                encoders,
+            }),
+            options,
+            machine,
+            team: None,
+            timer: None,
+            meter,
+            progress,
+            end: Some(end),
+        })
+    }
+
+    fn assemble(&self, parts: Parts, ctx: &Context<Self>) -> Team {
+        let live = Live::new();
+        let (frames, to_send) = async_channel::unbounded::<Frame>();
+        let transport = Transport::new(
+            parts.connector,
+            self.options.migration,
+            self.options.token,
+            to_send,
+            ctx.address().recipient(),
+        )
+        .start();
+        let told = ctx.address().recipient::<Told>();
+        let tracker = {
+            let (owner, live, tracker) = (told.clone(), live.clone(), parts.tracker);
+            SyncArbiter::start(1, move || Tracker {
+                tracker: tracker.clone(),
+                layout: parts.layout.clone(),
+                live: live.clone(),
+                owner: owner.clone(),
+            })
+        };
+        let threads = parts.encoders.len();
+        let encoders = std::sync::Mutex::new(parts.encoders);
+        let compressors = SyncArbiter::start(threads, move || {
+            let mut left = encoders
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            // Asked for once a thread: there is one for each.
+            let encoder = left.pop().expect("an encoder for each thread");
+            Compressor {
+                encoder,
+                live: live.clone(),
+                frames: frames.clone(),
+                owner: told.clone(),
+            }
+        });
+        let (done, written) = (ctx.address().recipient(), ctx.address().recipient());
+        let journal = parts.journal;
+        Team {
+            hands: SyncArbiter::start(1, move || Hands {
+                owner: done.clone(),
+            }),
+            tracker,
+            compressors,
+            journal: SyncArbiter::start(1, move || IoJournal {
+                journal: journal.clone(),
+                owner: written.clone(),
+            }),
+            transport,
+        }
+    }
+
+    fn tell(&mut self, event: SourceEvent, ctx: &mut Context<Self>) {
+        self.core.handle_event(self.clock.now(), event);
+        self.drive(ctx);
+    }
+
+    /// Carries out what the core wants, then sets its timer.
+    fn drive(&mut self, ctx: &mut Context<Self>) {
+        while let Some(output) = self.core.poll_output() {
+            self.carry_out(output, ctx);
+        }
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        if let Some(at) = self.core.poll_timeout() {
+            let wait = at.saturating_sub(self.clock.now());
+            self.timer = Some(ctx.run_later(wait, |this, ctx| {
+                this.timer = None;
+                this.core.handle_timeout(this.clock.now());
+                this.drive(ctx);
+            }));
+        }
+    }
+
+    fn carry_out(&mut self, output: SourceOutput, ctx: &mut Context<Self>) {
+        let Some(team) = &self.team else {
+            return;
+        };
+        let machine = self.machine.clone();
+        match output {
+            SourceOutput::Send(message) => team.transport.do_send(Say(message)),
+            SourceOutput::Harvest { pass } => team.tracker.do_send(Harvest { pass }),
+            SourceOutput::SendChunk(chunk) => team.compressors.do_send(Encode(chunk)),
+            SourceOutput::Pause => team.hands.do_send(Do::Pause(machine)),
+            // This machine has no storage whose jobs could be in flight.
+            SourceOutput::CancelIo => ctx.notify(Told(SourceEvent::IoCancelled)),
+            SourceOutput::SaveState => team.hands.do_send(Do::Save(machine)),
+            SourceOutput::Persist(persist) => team.journal.do_send(Write(persist)),
+            SourceOutput::ResumeGuest { run } => {
+                team.hands.do_send(Do::Resume(machine, run));
+                // After the guest runs: it can take long, and the guest would wait for it.
+                team.tracker.do_send(StopTracking);
+            }
+            SourceOutput::Reconnect { after } => team.transport.do_send(Connect {
+                after,
+                page_streams: 0,
+            }),
+            SourceOutput::ForgetVm => {
+                team.tracker.do_send(StopTracking);
+                team.hands.do_send(Do::Stop(machine));
+                team.journal.do_send(Forget(self.options.migration));
+            }
+            SourceOutput::Finished(outcome) => self.finish(outcome, ctx),
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome, ctx: &mut Context<Self>) {
+        let (Some(team), Some(end)) = (self.team.take(), self.end.take()) else {
+            return;
+        };
+        let mut report = summarise(
+            &*self.machine,
+            &self.options,
+            self.connector_name,
+            &outcome,
+            self.core.stats(),
+            self.clock.now(),
+        );
+        let pause = self.core.stats().timeline.pause;
+        let pause_ns = (!pause.is_zero()).then(|| self.clock.at_ns(pause));
+        let start_ns = self.clock.at_ns(Duration::ZERO);
+        let closed = async move {
+            let _ = team.transport.send(Close).await;
+            // What was asked of the others is done before this: the tracker is off.
+            let _ = team.tracker.send(StopTracking).await;
+        };
+        let closing = actix::fut::wrap_future::<_, Self>(closed);
+        ctx.spawn(actix::fut::ActorFutureExt::map(
+            closing,
+            move |(), this, ctx| {
+                report.peak_extra_rss_bytes = this.meter.peak();
+                let _ = end.send(SourceEnd {
+                    outcome,
+                    report,
+                    start_ns,
+                    pause_ns,
+                });
+                ctx.stop();
+            },
+        ));
+    }
+}
+
+impl Actor for Migration {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        if let Some(parts) = self.parts.take() {
+            let team = self.assemble(parts, ctx);
+            team.transport.do_send(Connect {
+                after: Duration::ZERO,
+                page_streams: self.options.streams,
+            });
+            self.team = Some(team);
+        }
+        ctx.run_interval(PROGRESS_EVERY, |this, _| {
+            this.progress.send_replace(Some(this.core.progress()));
+        });
+        self.drive(ctx);
+    }
+}
+
+impl Handler<Told> for Migration {
+    type Result = ();
+
+    fn handle(&mut self, Told(event): Told, ctx: &mut Context<Self>) {
+        self.tell(event, ctx);
+    }
+}
+
+impl Handler<TransportEvent> for Migration {
+    type Result = ();
+
+    fn handle(&mut self, event: TransportEvent, ctx: &mut Context<Self>) {
+        match event {
+            TransportEvent::Connected => self.tell(SourceEvent::Connected, ctx),
+            TransportEvent::Lost(detail) => self.tell(SourceEvent::ConnectionLost { detail }, ctx),
+            TransportEvent::Heard(message) => {
+                self.core.handle_message(self.clock.now(), message);
+                self.drive(ctx);
+            }
+        }
+    }
+}
+
+impl Handler<Done> for Migration {
+    type Result = ();
+
+    fn handle(&mut self, Done { what, result, .. }: Done, ctx: &mut Context<Self>) {
+        let event = match (what, result) {
+            (What::Pause, Ok(())) => SourceEvent::Paused,
+            (What::Save(blob), Ok(())) => SourceEvent::StateSaved { blob },
+            (What::Resume, Ok(())) => SourceEvent::Resumed,
+            (What::Restore | What::Stop, _) => return,
+            (what, Err(detail)) => {
+                let doing = match what {
+                    What::Pause => "pausing the guest",
+                    What::Save(_) => "saving the machine's state",
+                    _ => "resuming the guest",
+                };
+                let detail = format!("{doing} failed: {detail}");
+                SourceEvent::Failed { detail }
+            }
+        };
+        self.tell(event, ctx);
+    }
+}
+
+impl Handler<Written> for Migration {
+    type Result = ();
+
+    fn handle(&mut self, Written(result): Written, ctx: &mut Context<Self>) {
+        let event = match result {
+            Ok((stored, _)) => SourceEvent::Persisted(stored),
+            Err(detail) => SourceEvent::PersistFailed { detail },
+        };
+        self.tell(event, ctx);
+    }
+}
+
+/// An operator cancels.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct Cancel;
+
+impl Handler<Cancel> for Migration {
+    type Result = ();
+
+    fn handle(&mut self, _: Cancel, ctx: &mut Context<Self>) {
+        self.tell(SourceEvent::CancelRequested, ctx);
+    }
+}

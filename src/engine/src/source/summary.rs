@@ -1,0 +1,106 @@
+//! From what the core counted to the report.
+
+use std::time::Duration;
+
+use vmferry_codecs::CodecId;
+use vmferry_machine::Machine;
+use vmferry_protocol::PAGE_SIZE;
+use vmferry_protocol::ids::Time;
+use vmferry_protocol::message::AbortCode;
+use vmferry_protocol::source::{Outcome, PassStats, SourceStats};
+
+use super::SourceOptions;
+use crate::report::{BlackoutBreakdown, GuestReport, MigrationReport, PassReport, ReportOutcome};
+
+fn ms(d: Duration) -> f64 {
+    d.as_secs_f64() * 1e3
+}
+
+fn pass(p: &PassStats) -> PassReport {
+    PassReport {
+        pass: p.pass,
+        duration_ms: ms(p.duration),
+        pages_considered: p.pages_considered,
+        pages_sent: p.pages_data,
+        notifications: p.notifications,
+        bytes_wire: p.bytes_wire,
+        r#final: p.paused,
+    }
+}
+
+fn breakdown(parts: [Duration; 8]) -> BlackoutBreakdown {
+    let [
+        pause,
+        io_cancel,
+        save_state,
+        final_pages,
+        send_state,
+        restore,
+        handover,
+        resume,
+    ] = parts.map(ms);
+    BlackoutBreakdown {
+        pause,
+        io_cancel,
+        final_pages,
+        save_state,
+        send_state,
+        restore,
+        handover,
+        resume,
+    }
+}
+
+/// The report of a migration that has ended; the guest's and the memory's parts are empty.
+pub(super) fn summarise(
+    machine: &dyn Machine,
+    options: &SourceOptions,
+    transport: &'static str,
+    outcome: &Outcome,
+    stats: &SourceStats,
+    now: Time,
+) -> MigrationReport {
+    let (outcome, reason) = match outcome {
+        Outcome::Completed => (ReportOutcome::Completed, None),
+        Outcome::Aborted { code, detail } => {
+            let how = match code {
+                AbortCode::Cancelled => ReportOutcome::Cancelled,
+                _ => ReportOutcome::Failed,
+            };
+            (how, Some(detail.clone()))
+        }
+        Outcome::Undecided { detail } => (ReportOutcome::Undecided, Some(detail.clone())),
+    };
+    let parts = stats.blackout().map(breakdown);
+    let named = |(&id, &bytes): (&u8, &u64)| {
+        let name = CodecId::try_from(id).map_or("unknown", CodecId::name);
+        (name.to_owned(), bytes)
+    };
+    MigrationReport {
+        migration_id: options.migration.to_string(),
+        outcome,
+        reason,
+        machine: machine.config().kind.name().to_owned(),
+        transport: transport.to_owned(),
+        streams: options.streams,
+        tracker: options.tracker.name().to_owned(),
+        codec: options.codec.to_string(),
+        vcpus: machine.config().vcpus,
+        ram_bytes: machine.ram().bytes(),
+        total_ms: ms(now.saturating_sub(stats.timeline.start)),
+        blackout_ms: parts.as_ref().map(BlackoutBreakdown::total),
+        blackout_breakdown_ms: parts,
+        blackout_guest_ms: None,
+        blackout_predicted_ms: stats.predicted_blackout.map(ms),
+        passes: stats.passes.iter().map(pass).collect(),
+        bytes_memory: stats.pages_acked * PAGE_SIZE,
+        bytes_wire: stats.bytes_wire,
+        bytes_by_codec: stats.bytes_by_codec.iter().map(named).collect(),
+        pages_zero: stats.pages_zero,
+        // No tracker here compares contents: what is considered is sent.
+        pages_unchanged: 0,
+        guest: GuestReport::default(),
+        peak_extra_rss_bytes: 0,
+        peak_extra_rss_destination_bytes: None,
+    }
+}

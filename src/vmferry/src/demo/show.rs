@@ -1,0 +1,89 @@
+//! What the demo shows while it runs: a line of progress on stderr, nothing on stdout.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use vmferry_vmm::api::ProgressLine;
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// The display.
+#[derive(Debug)]
+pub(super) struct Show {
+    bar: ProgressBar,
+}
+
+impl Show {
+    /// A display on stderr; where that is no terminal, only the steps are printed.
+    pub(super) fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        // The template is fixed and known to be right; the default would do as well.
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
+            bar.set_style(style);
+        }
+        Self { bar }
+    }
+
+    /// Something has been done, or begins.
+    pub(super) fn step(&self, text: &str) {
+        if self.bar.is_hidden() {
+            eprintln!("{text}");
+        } else {
+            self.bar.println(text);
+        }
+    }
+
+    /// What is waited for.
+    pub(super) fn wait(&self, text: &str) {
+        self.bar.set_message(text.to_owned());
+        self.bar.enable_steady_tick(Duration::from_millis(100));
+    }
+
+    /// How a migration is getting on.
+    pub(super) fn progress(&self, p: &ProgressLine) {
+        self.bar.set_message(line(p));
+        self.bar.tick();
+    }
+
+    /// Takes the display away.
+    pub(super) fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn line(p: &ProgressLine) -> String {
+    let predicted = p
+        .predicted_blackout_ms
+        .map_or_else(String::new, |ms| format!(" · blackout if now {ms:.1} ms"));
+    format!(
+        "{} · pass {} · {} of {} pages to go · {:.0} MiB/s · {:.0} MiB sent{predicted}",
+        p.phase,
+        p.pass,
+        p.pages_left,
+        p.pages_total,
+        p.bytes_per_second / MIB,
+        p.bytes_wire as f64 / MIB,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_one_line_with_units() {
+        let text = line(&ProgressLine {
+            phase: "precopy".to_owned(),
+            pass: 2,
+            pages_left: 5,
+            pages_total: 9,
+            bytes_per_second: 3.0 * MIB,
+            bytes_wire: 7 << 20,
+            predicted_blackout_ms: Some(1.25),
+        });
+        assert_eq!(
+            text,
+            "precopy · pass 2 · 5 of 9 pages to go · 3 MiB/s · 7 MiB sent · blackout if now 1.2 ms"
+        );
+    }
+}

@@ -1,0 +1,170 @@
+//! From the options of a request to a migration under way, at either side.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use tokio::sync::broadcast;
+use vmferry_codecs::CodecSpec;
+use vmferry_engine::destination::{self, DestinationHandle, DestinationOptions, config_of};
+use vmferry_engine::source::{self, SourceHandle, SourceOptions};
+use vmferry_journal::Journal;
+use vmferry_machine::{Console, Machine, MachineConfig, MachineKind};
+use vmferry_protocol::ids::{MigrationId, Token};
+use vmferry_protocol::policy::Limits;
+use vmferry_protocol::source::Progress;
+use vmferry_tracker::{TrackerKind, default_kind};
+use vmferry_transports::{Bandwidth, LinkHint, TlsIdentity, TransportKind, connector, listen};
+
+use crate::api::{Event, MigrateOptions, ProgressLine, ReceiveOptions, TlsFiles};
+use crate::events::{Happened, Happenings, sink};
+
+/// An error with its causes, in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn identity(files: &TlsFiles) -> Result<TlsIdentity, String> {
+    TlsIdentity::from_files(&files.ca, &files.cert, &files.key).map_err(|e| describe(&e))
+}
+
+fn token(text: &str) -> Result<Token, String> {
+    text.parse().map_err(|e| format!("token: {e}"))
+}
+
+fn hint(mbit: u64) -> LinkHint {
+    LinkHint { mbit, rtt_ms: 0 }
+}
+
+/// Begins to move `machine` away.
+pub(crate) fn leave(
+    machine: Arc<dyn Machine>,
+    journal: Arc<dyn Journal>,
+    asked: &MigrateOptions,
+) -> Result<(SourceHandle, MigrationId), String> {
+    let kind: TransportKind = asked.transport.parse().map_err(|e| describe(&e))?;
+    let tracker = match asked.tracker.as_str() {
+        "auto" => default_kind(machine.config().kind == MachineKind::Kvm),
+        name => name.parse::<TrackerKind>().map_err(|e| describe(&e))?,
+    };
+    let max_blackout = Duration::try_from_secs_f64(asked.max_blackout_ms / 1e3)
+        .map_err(|_| "the longest blackout is not a time".to_owned())?;
+    let mut id = [0; 16];
+    OsRng
+        .try_fill_bytes(&mut id)
+        .map_err(|e| format!("no random numbers: {e}"))?;
+    let migration = MigrationId(id);
+    let options = SourceOptions {
+        streams: asked.streams,
+        codec: asked.codec.parse::<CodecSpec>().map_err(|e| describe(&e))?,
+        limits: Limits {
+            max_blackout,
+            ..Limits::default()
+        },
+        ..SourceOptions::new(migration, token(&asked.token)?, tracker)
+    };
+    let connector = connector(
+        kind,
+        asked.to,
+        &asked.server_name,
+        &identity(&asked.tls)?,
+        hint(asked.link_mbit),
+        Bandwidth::from_mbit(asked.link_mbit),
+    )
+    .map_err(|e| describe(&e))?;
+    let handle = source::start(machine, connector, journal, options)?;
+    Ok((handle, migration))
+}
+
+/// Tells of a migration's progress and end.
+pub(crate) async fn watch_source(
+    handle: SourceHandle,
+    events: broadcast::Sender<Event>,
+    to: Happenings,
+) {
+    let SourceHandle {
+        mut progress,
+        mut ended,
+        ..
+    } = handle;
+    loop {
+        tokio::select! {
+            end = &mut ended => {
+                if let Ok(end) = end {
+                    let _ = to.send(Happened::Left(Box::new(end)));
+                }
+                return;
+            }
+            Ok(()) = progress.changed() => {
+                let line = progress.borrow_and_update().as_ref().map(line);
+                if let Some(line) = line {
+                    let _ = events.send(Event::Progress(line));
+                }
+            }
+        }
+    }
+}
+
+fn line(p: &Progress) -> ProgressLine {
+    ProgressLine {
+        phase: format!("{:?}", p.phase).to_lowercase(),
+        pass: p.pass,
+        pages_left: p.pages_left,
+        pages_total: p.pages_total,
+        bytes_per_second: p.throughput.unwrap_or(0.0),
+        bytes_wire: p.bytes_wire,
+        predicted_blackout_ms: p.predicted.map(|d| d.as_secs_f64() * 1e3),
+    }
+}
+
+/// Begins to wait for a machine; where it listens.
+pub(crate) async fn receive(
+    asked: &ReceiveOptions,
+    journal: Arc<dyn Journal>,
+    to: Happenings,
+) -> Result<(DestinationHandle, std::net::SocketAddr), String> {
+    let kind: TransportKind = asked.transport.parse().map_err(|e| describe(&e))?;
+    let token = token(&asked.token)?;
+    let tls = identity(&asked.tls)?;
+    let listener = listen(kind, asked.listen, &tls, hint(asked.link_mbit))
+        .await
+        .map_err(|e| describe(&e))?;
+    let address = listener.local_addr().map_err(|e| describe(&e))?;
+    let consoles = (asked.serial.clone(), asked.debugcon.clone());
+    let make = move |shape: &vmferry_protocol::message::VmShape| {
+        let config = here(config_of(shape)?, consoles.clone());
+        vmferry_machine::create(&config, sink(to.clone())).map_err(|e| describe(&e))
+    };
+    let options = DestinationOptions::new(token);
+    let handle = destination::start(listener, Arc::new(make), journal, options);
+    Ok((handle, address))
+}
+
+/// The machine's configuration with this host's consoles.
+fn here(config: MachineConfig, (serial, debugcon): (Console, Console)) -> MachineConfig {
+    MachineConfig {
+        serial,
+        debugcon,
+        ..config
+    }
+}
+
+/// Tells of a reception's guest and end.
+pub(crate) async fn watch_destination(handle: DestinationHandle, to: Happenings) {
+    let DestinationHandle {
+        mut arrived, ended, ..
+    } = handle;
+    while let Some(guest) = arrived.recv().await {
+        let _ = to.send(Happened::Arrived(guest));
+    }
+    if let Ok(end) = ended.await {
+        let _ = to.send(Happened::Received(end));
+    }
+}

@@ -1,0 +1,294 @@
+//! The VM of a VM process: what the requests of the control socket mean.
+//!
+//! One machine at most, and one migration at a time. A request that does not fit gets an answer
+//! that says why, and changes nothing.
+
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, mpsc};
+use vmferry_engine::destination::{self, Arrived, DestinationEnd};
+use vmferry_engine::source::{self, SourceEnd};
+use vmferry_journal::Journal;
+use vmferry_machine::{Beat, Machine, MachineConfig, MachineEvent, MachineState, Recorder};
+use vmferry_protocol::source::Outcome;
+
+use crate::api::{Answer, Event, Migrated, Request, Status, WorkloadCommand};
+use crate::events::{Happened, Happenings, Verdict, sink};
+use crate::migrate::{self, describe};
+use crate::process;
+use crate::server::Asked;
+
+/// A migration under way.
+enum Job {
+    None,
+    Leaving(source::Canceller),
+    Arriving(destination::Canceller),
+}
+
+/// The VM.
+pub(crate) struct Vm {
+    journal: Arc<dyn Journal>,
+    events: broadcast::Sender<Event>,
+    happenings: Happenings,
+    happened: mpsc::UnboundedReceiver<Happened>,
+    machine: Option<Arc<dyn Machine>>,
+    /// Heartbeats of the machine, or of the last one.
+    recorder: Option<Arc<Recorder>>,
+    verdict: Verdict,
+    job: Job,
+    resumed_ns: Option<u64>,
+    /// How the last machine ended, where that is not by migrating.
+    last_words: Option<String>,
+}
+
+type Reply = Result<Answer, String>;
+
+impl Vm {
+    pub(crate) fn new(journal: Arc<dyn Journal>, events: broadcast::Sender<Event>) -> Self {
+        let (happenings, happened) = mpsc::unbounded_channel();
+        Self {
+            journal,
+            events,
+            happenings,
+            happened,
+            machine: None,
+            recorder: None,
+            verdict: Verdict::default(),
+            job: Job::None,
+            resumed_ns: None,
+            last_words: None,
+        }
+    }
+
+    /// Serves requests until one of them is to shut down.
+    pub(crate) async fn run(mut self, mut requests: mpsc::Receiver<Asked>) {
+        loop {
+            tokio::select! {
+                asked = requests.recv() => {
+                    let Some(Asked { request, answer }) = asked else { break };
+                    let over = matches!(request, Request::Shutdown);
+                    if over {
+                        self.shut_down().await;
+                    }
+                    let _ = answer.send(self.answer(request).await);
+                    if over {
+                        break;
+                    }
+                }
+                Some(what) = self.happened.recv() => self.happen(what).await,
+            }
+        }
+    }
+
+    async fn answer(&mut self, request: Request) -> Reply {
+        match request {
+            Request::Boot(config) => self.boot(*config).await,
+            Request::Pause => self.with_machine(|m| m.pause()).await,
+            Request::Resume => self.with_machine(|m| m.resume()).await,
+            Request::Receive(options) => {
+                self.must_be_free()?;
+                if self.machine.is_some() {
+                    return Err("there is a machine here already".to_owned());
+                }
+                let (journal, to) = (self.journal.clone(), self.happenings.clone());
+                let (handle, address) = migrate::receive(&options, journal, to).await?;
+                self.job = Job::Arriving(handle.canceller());
+                self.resumed_ns = None;
+                let to = self.happenings.clone();
+                actix::spawn(migrate::watch_destination(handle, to));
+                Ok(Answer::Listening { address })
+            }
+            Request::Migrate(options) => {
+                self.must_be_free()?;
+                let (machine, journal) = (self.the_machine()?, self.journal.clone());
+                let (handle, id) = migrate::leave(machine, journal, &options)?;
+                self.job = Job::Leaving(handle.canceller());
+                let (events, to) = (self.events.clone(), self.happenings.clone());
+                actix::spawn(migrate::watch_source(handle, events, to));
+                let migration_id = id.to_string();
+                Ok(Answer::Migrating { migration_id })
+            }
+            Request::Cancel => match &self.job {
+                Job::None => Err("there is no migration to cancel".to_owned()),
+                Job::Leaving(job) => {
+                    job.cancel();
+                    Ok(Answer::Done)
+                }
+                Job::Arriving(job) => {
+                    job.cancel();
+                    Ok(Answer::Done)
+                }
+            },
+            Request::Workload(WorkloadCommand::Verify) => {
+                let machine = self.the_machine()?;
+                let recorder = machine
+                    .workload()
+                    .ok_or("this machine does not run the built-in workload")?;
+                self.verdict.expect(machine.config().vcpus);
+                recorder.verify();
+                Ok(Answer::Done)
+            }
+            Request::Heartbeats { since_ns } => Ok(Answer::Heartbeats(self.beats(since_ns))),
+            Request::Status => Ok(Answer::Status(Box::new(self.status()))),
+            // Answered by the server itself, and by `run`.
+            Request::Subscribe | Request::Shutdown => Ok(Answer::Done),
+        }
+    }
+
+    fn must_be_free(&self) -> Result<(), String> {
+        match self.job {
+            Job::None => Ok(()),
+            _ => Err("a migration is under way: wait for its end, or cancel it".to_owned()),
+        }
+    }
+
+    fn the_machine(&self) -> Result<Arc<dyn Machine>, String> {
+        self.machine
+            .clone()
+            .ok_or_else(|| "there is no machine here".to_owned())
+    }
+
+    async fn boot(&mut self, config: MachineConfig) -> Reply {
+        self.must_be_free()?;
+        if self.machine.is_some() {
+            return Err("there is a machine here already".to_owned());
+        }
+        let events = sink(self.happenings.clone());
+        let machine = blocking(move || {
+            let machine = vmferry_machine::create(&config, events)?;
+            machine.boot()?;
+            machine.resume()?;
+            Ok(machine)
+        })
+        .await?;
+        self.adopt(machine);
+        Ok(Answer::Done)
+    }
+
+    fn adopt(&mut self, machine: Arc<dyn Machine>) {
+        self.recorder = machine.workload().cloned();
+        self.machine = Some(machine);
+        self.last_words = None;
+    }
+
+    async fn with_machine(
+        &self,
+        f: impl FnOnce(&dyn Machine) -> Result<(), vmferry_machine::MachineError> + Send + 'static,
+    ) -> Reply {
+        self.must_be_free()?;
+        let machine = self.the_machine()?;
+        blocking(move || f(&*machine)).await?;
+        Ok(Answer::Done)
+    }
+
+    async fn happen(&mut self, what: Happened) {
+        match what {
+            Happened::Machine(event) => self.machine_says(event),
+            Happened::Left(end) => self.left(*end).await,
+            Happened::Arrived(Arrived {
+                machine,
+                resumed_ns,
+            }) => {
+                self.resumed_ns = Some(resumed_ns);
+                self.adopt(machine);
+            }
+            Happened::Received(DestinationEnd {
+                failure,
+                peak_extra_rss_bytes,
+            }) => {
+                self.job = Job::None;
+                self.tell(Event::Received {
+                    completed: failure.is_none(),
+                    reason: failure,
+                    peak_extra_rss_bytes,
+                    resumed_ns: self.resumed_ns,
+                });
+            }
+        }
+    }
+
+    async fn left(&mut self, end: SourceEnd) {
+        self.job = Job::None;
+        if end.outcome == Outcome::Completed
+            && let Some(machine) = self.machine.take()
+        {
+            // Unmapping gigabytes takes its time.
+            let _ = tokio::task::spawn_blocking(move || drop(machine)).await;
+        }
+        self.tell(Event::Migrated(Box::new(Migrated {
+            report: end.report,
+            start_ns: end.start_ns,
+            pause_ns: end.pause_ns,
+        })));
+    }
+
+    fn machine_says(&mut self, event: MachineEvent) {
+        match event {
+            MachineEvent::WorkloadReady => self.tell(Event::WorkloadReady),
+            MachineEvent::Verified { result, .. } => {
+                if let Some(verdict) = self.verdict.add(result) {
+                    self.tell(Event::Verified { verdict });
+                }
+            }
+            MachineEvent::Stopped { detail } => self.guest_ended(false, detail),
+            MachineEvent::Crashed { detail } => self.guest_ended(true, detail),
+        }
+    }
+
+    fn guest_ended(&mut self, crashed: bool, detail: String) {
+        self.last_words = Some(detail.clone());
+        self.tell(Event::GuestEnded { crashed, detail });
+    }
+
+    fn tell(&self, event: Event) {
+        // Nobody may be listening.
+        let _ = self.events.send(event);
+    }
+
+    fn beats(&self, since_ns: u64) -> Vec<Vec<Beat>> {
+        let mut vcpus = self.recorder.as_ref().map_or(Vec::new(), |r| r.beats());
+        for beats in &mut vcpus {
+            let from = beats.partition_point(|b| b.time_ns < since_ns);
+            beats.drain(..from);
+        }
+        vcpus
+    }
+
+    fn status(&self) -> Status {
+        let (machine, detail) = match self.machine.as_ref().map(|m| m.state()) {
+            None => ("none", self.last_words.clone()),
+            Some(MachineState::Created) => ("created", None),
+            Some(MachineState::Running) => ("running", None),
+            Some(MachineState::Paused) => ("paused", None),
+            Some(MachineState::Stopped) => ("stopped", self.last_words.clone()),
+            Some(MachineState::Crashed(detail)) => ("crashed", Some(detail)),
+        };
+        Status {
+            machine: machine.to_owned(),
+            kind: self
+                .machine
+                .as_ref()
+                .map(|m| m.config().kind.name().to_owned()),
+            detail,
+            migrating: !matches!(self.job, Job::None),
+            fds: process::open_fds(),
+            threads: process::threads(),
+            rss_bytes: process::rss_bytes(),
+        }
+    }
+
+    async fn shut_down(&mut self) {
+        if let Some(machine) = self.machine.take() {
+            let _ = tokio::task::spawn_blocking(move || machine.stop()).await;
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    f: impl FnOnce() -> Result<T, vmferry_machine::MachineError> + Send + 'static,
+) -> Result<T, String> {
+    match tokio::task::spawn_blocking(f).await {
+        Ok(result) => result.map_err(|e| describe(&e)),
+        Err(error) => Err(format!("the machine's thread failed: {error}")),
+    }
+}
