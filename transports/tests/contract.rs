@@ -1,5 +1,7 @@
 //! What every transport keeps to, checked over all of them.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod common;
 
 use bytes::Bytes;

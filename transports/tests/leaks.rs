@@ -1,6 +1,8 @@
 //! Connections that have ended leave nothing behind. The only test of its process, as it counts
 //! all of the process's descriptors.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod common;
 
 use std::time::Duration;

@@ -5,6 +5,7 @@
 //! nothing of migrations: it is told to pause, to save and to restore, and its RAM is read and
 //! written by whoever holds it.
 
+mod arena;
 mod boot;
 pub mod config;
 mod devices;
@@ -14,7 +15,7 @@ mod process;
 pub mod workload;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use vmferry_memory::{GuestRam, MemoryError};
@@ -198,12 +199,14 @@ pub trait Machine: Send + Sync + fmt::Debug {
 ///
 /// # Errors
 /// [`MachineError`]: what is wrong with `config`, or what this host cannot do.
-pub fn create(
-    config: &MachineConfig,
-    events: EventSink,
-) -> Result<Arc<dyn Machine>, MachineError> {
+pub fn create(config: &MachineConfig, events: EventSink) -> Result<Arc<dyn Machine>, MachineError> {
     match config.kind {
         MachineKind::Kvm => kvm::KvmMachine::create(config, events),
         MachineKind::Process => process::ProcessMachine::create(config, events),
     }
+}
+
+/// Locks `mutex`; what it guards is good whatever a thread that panicked was about to do.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,22 +8,21 @@
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vmferry_guest::abi;
-use vmferry_guest::params::{Kind, PAGE, Params};
+use vmferry_guest::params::{Kind, Params};
 use vmferry_guest::workload::{Platform, Worker};
-use vmferry_memory::{GuestRam, MMIO_HOLE_START};
-use vmferry_protocol::PageRange;
+use vmferry_memory::GuestRam;
 use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
 
-use crate::config::{Boot, MAX_VCPUS, MachineConfig, MachineKind};
-use crate::gate::{Gate, Seat, Wanted};
+use crate::config::{Boot, MachineConfig, MachineKind};
+use crate::gate::{Gate, Seat, Wanted, precise_sleep};
 use crate::workload::{Recorder, RecorderState, monotonic_ns};
-use crate::{EventSink, Machine, MachineError, MachineEvent, MachineState};
+use crate::{EventSink, Machine, MachineError, MachineEvent, MachineState, arena, lock};
 
 /// The clock that the workload sees counts nanoseconds.
 const CLOCK_KHZ: u64 = 1_000_000;
@@ -149,9 +148,7 @@ impl ProcessMachine {
     ) -> Result<Arc<dyn Machine>, MachineError> {
         let params = params_of(config)?;
         let ram = Arc::new(GuestRam::new(config.ram_bytes)?);
-        let arena = ram
-            .hva(PageRange::new(abi::ARENA_GPA / PAGE, params.arena_pages()))
-            .map_err(|_| too_small(&params))?;
+        let arena = arena::find(&ram, &params)?;
         let machine = Self {
             config: config.clone(),
             params,
@@ -181,7 +178,7 @@ impl ProcessMachine {
         let _one_at_a_time = lock(&self.threads);
         let mut state = self.shared.state();
         if *state != MachineState::Created {
-            return Err(order(what, &state));
+            return Err(state.forbids(what));
         }
         set()?;
         *state = MachineState::Paused;
@@ -255,7 +252,7 @@ impl Machine for ProcessMachine {
                 Ok(())
             }
             MachineState::Running => Ok(()),
-            _ => Err(order("resuming", &state)),
+            _ => Err(state.forbids("resuming")),
         }
     }
 
@@ -267,13 +264,13 @@ impl Machine for ProcessMachine {
             match *state {
                 MachineState::Running => self.shared.gate.set(Wanted::Pause),
                 MachineState::Paused => return Ok(()),
-                _ => return Err(order("pausing", &state)),
+                _ => return Err(state.forbids("pausing")),
             }
         }
         let all_stand = self.shared.gate.wait_all_standing(PAUSE_TIMEOUT);
         let mut state = self.shared.state();
         if *state != MachineState::Running {
-            return Err(order("pausing", &state));
+            return Err(state.forbids("pausing"));
         }
         if !all_stand {
             self.shared.gate.set(Wanted::Run);
@@ -291,7 +288,7 @@ impl Machine for ProcessMachine {
         {
             let state = self.shared.state();
             if *state != MachineState::Paused {
-                return Err(order("saving", &state));
+                return Err(state.forbids("saving"));
             }
         }
         let header = Header {
@@ -420,13 +417,6 @@ fn start(
         .map_err(|e| MachineError::Threads(format!("cannot start the thread of vCPU {index}: {e}")))
 }
 
-/// Has the calling thread's sleeps end when they should: by default they may last 50 µs longer.
-fn precise_sleep() {
-    // SAFETY: this operation takes a number, and concerns the calling thread only. It cannot fail
-    // in a way that matters.
-    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
-}
-
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
@@ -442,45 +432,7 @@ fn params_of(config: &MachineConfig) -> Result<Params, MachineError> {
                 .to_owned(),
         ));
     };
-    if !(1..=MAX_VCPUS.min(abi::MAX_VCPUS)).contains(&config.vcpus) {
-        return Err(MachineError::Config(format!(
-            "{} vCPUs: give 1 to {MAX_VCPUS}",
-            config.vcpus
-        )));
-    }
-    // The machine's own words come last: they win.
-    let line = format!("{cmdline} vcpus={} tsc-khz={CLOCK_KHZ}", config.vcpus);
+    arena::check_vcpus(config.vcpus)?;
+    let line = arena::command_line(cmdline, config.vcpus, CLOCK_KHZ);
     Ok(Params::parse(line.as_bytes()))
-}
-
-fn too_small(params: &Params) -> MachineError {
-    let needed = abi::ARENA_GPA + params.arena_pages() * PAGE;
-    let needed_mib = needed.div_ceil(2 << 20) * 2;
-    MachineError::Config(if needed > MMIO_HOLE_START {
-        format!(
-            "the workload needs {needed_mib} MiB of RAM below the device hole, where there are \
-             {} MiB at most: lower fill-mib= or ws-mib=",
-            MMIO_HOLE_START >> 20
-        )
-    } else {
-        format!(
-            "the workload needs {needed_mib} MiB of RAM: give the machine that much, or lower \
-             fill-mib= or ws-mib="
-        )
-    })
-}
-
-fn order(what: &'static str, state: &MachineState) -> MachineError {
-    let state = match state {
-        MachineState::Created => "not booted",
-        MachineState::Running => "running",
-        MachineState::Paused => "paused",
-        MachineState::Stopped => "stopped",
-        MachineState::Crashed(_) => "crashed",
-    };
-    MachineError::Order { what, state }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,11 +1,13 @@
 //! What the built-in workload tells its machine, whichever sort of machine that is.
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use vmferry_guest::abi;
+
+use crate::lock;
 
 /// One heartbeat of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,10 +58,6 @@ pub struct RecorderState {
     pub commands: Vec<u32>,
     /// vCPUs that have yet to say that they are ready.
     pub unready: u32,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Recorder {

@@ -1,11 +1,24 @@
 //! The KVM machine on a real KVM. Where there is none, every test says so and passes.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic")]
+
+#[path = "kvm_parts/hostile.rs"]
+mod hostile;
+#[path = "kvm_parts/kernels.rs"]
+mod kernels;
+#[path = "kvm_parts/refused.rs"]
+mod refused;
 #[path = "kvm_parts/rig.rs"]
 mod rig;
 
-use rig::{Rig, config, has_kvm, transplant};
-use vmferry_guest::abi::VERIFY_OK;
-use vmferry_machine::{MachineEvent, MachineState};
+use std::fs;
+use std::time::Instant;
+
+use kernels::kernel_config;
+use rig::{Rig, config, copy_ram, has_kvm, page, transplant};
+use vmferry_guest::abi;
+use vmferry_machine::{Boot, Console, MachineError, MachineEvent, MachineState};
+use vmferry_tracker::TrackerKind;
 
 const KINDS: [&str; 5] = ["idle", "dense", "sparse", "readmostly", "rewrite-same"];
 
@@ -42,6 +55,10 @@ fn kvm_state_and_ram_go_on_in_another_machine() {
             let before = source.work();
             let blob = source.machine.save().unwrap();
             let destination = transplant(&source, &blob);
+            assert_eq!(
+                destination.machine.cpu_features(),
+                source.machine.cpu_features()
+            );
             destination.machine.resume().unwrap();
             destination.wait_beats_after(&before);
             destination.verify();
@@ -51,6 +68,197 @@ fn kvm_state_and_ram_go_on_in_another_machine() {
             source.verify();
         }
     }
+}
+
+/// The workload notes the time stamp counter at every heartbeat in its RAM.
+#[test]
+fn kvm_time_stamp_counters_never_go_backward() {
+    if !has_kvm() {
+        return;
+    }
+    const BEAT: usize = 64;
+    const STATE_BYTES: usize = 128;
+    let noted = |rig: &Rig| -> Vec<u64> {
+        let states = page(rig, abi::ARENA_GPA / 4096);
+        (0..2)
+            .map(|i| STATE_BYTES * i + BEAT)
+            .map(|at| u64::from_le_bytes(states[at..at + 8].try_into().unwrap()))
+            .collect()
+    };
+    let mut rig = Rig::boot(&config(&cmdline("sparse"), 2));
+    rig.wait_ready();
+    let mut last = vec![1; 2];
+    for _ in 0..10 {
+        let work = rig.work();
+        rig.wait_beats_after(&work);
+        rig.machine.pause().unwrap();
+        let now = noted(&rig);
+        assert!(
+            last.iter().zip(&now).all(|(l, n)| l <= n),
+            "{last:?} {now:?}"
+        );
+        last = now;
+        let blob = rig.machine.save().unwrap();
+        rig = transplant(&rig, &blob);
+        rig.machine.resume().unwrap();
+    }
+    rig.verify();
+}
+
+#[test]
+fn kvm_pause_and_resume_hold_however_often_and_whatever_the_guest_does() {
+    if !has_kvm() {
+        return;
+    }
+    let busy = Rig::boot(&config(&cmdline("dense"), 4));
+    let asleep = Rig::boot(&config(&cmdline("idle"), 2));
+    let dir = tempfile::tempdir().unwrap();
+    let mut rigs = vec![busy, asleep];
+    for (name, elf) in [("spin", kernels::spin()), ("halt", kernels::halt())] {
+        let path = dir.path().join(name);
+        fs::write(&path, elf).unwrap();
+        rigs.push(Rig::boot(&kernel_config(path, 2)));
+    }
+    for _ in 0..200 {
+        for rig in &rigs {
+            rig.machine.pause().unwrap();
+            rig.machine.pause().unwrap();
+            assert_eq!(rig.machine.state(), MachineState::Paused);
+            rig.machine.resume().unwrap();
+            rig.machine.resume().unwrap();
+        }
+    }
+    for rig in &rigs[..2] {
+        rig.wait_ready();
+        rig.verify();
+    }
+    // A halted processor is saved and restored as well.
+    let halted = &rigs[3];
+    halted.machine.pause().unwrap();
+    let blob = halted.machine.save().unwrap();
+    let other = transplant(halted, &blob);
+    other.machine.resume().unwrap();
+    other.machine.pause().unwrap();
+    other.machine.stop();
+    assert_eq!(other.machine.state(), MachineState::Stopped);
+    other.machine.stop();
+}
+
+#[test]
+fn kvm_a_triple_fault_is_told_with_registers_and_hangs_nothing() {
+    if !has_kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("kernel");
+    fs::write(&path, kernels::triple_fault()).unwrap();
+    let rig = Rig::boot(&kernel_config(path, 4));
+    let MachineEvent::Crashed { detail } = rig.next() else {
+        panic!("it does not crash");
+    };
+    assert!(detail.starts_with("vCPU 0: triple fault\n"), "{detail}");
+    for part in ["rip=000000000010000", "rsp=0000000012345678", " cr0=11 "] {
+        assert!(detail.contains(part), "{part} is not in {detail}");
+    }
+    let machine = &rig.machine;
+    assert_eq!(machine.state(), MachineState::Crashed(detail.clone()));
+    for refused in [machine.pause(), machine.resume(), machine.save().map(drop)] {
+        assert!(matches!(
+            refused,
+            Err(MachineError::Order {
+                state: "crashed",
+                ..
+            })
+        ));
+    }
+    machine.stop();
+    assert_eq!(machine.state(), MachineState::Crashed(detail));
+}
+
+#[test]
+fn kvm_devices_answer_and_a_reset_stops_the_machine() {
+    if !has_kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name| dir.path().join(name);
+    fs::write(path("kernel"), kernels::devices()).unwrap();
+    fs::write(path("initrd"), "initrd").unwrap();
+    let mut config = kernel_config(path("kernel"), 1);
+    config.boot = Boot::Kernel {
+        kernel: path("kernel"),
+        initrd: Some(path("initrd")),
+        cmdline: "console=ttyS0".to_owned(),
+    };
+    config.serial = Console::File(path("serial"));
+    config.debugcon = Console::File(path("debug"));
+    let rig = Rig::boot(&config);
+    let detail = "reset by port 0xcf9".to_owned();
+    assert_eq!(rig.next(), MachineEvent::Stopped { detail });
+    assert_eq!(rig.machine.state(), MachineState::Stopped);
+    assert!(matches!(
+        rig.machine.resume(),
+        Err(MachineError::Order { .. })
+    ));
+    assert_eq!(fs::read_to_string(path("serial")).unwrap(), "1111ci");
+    assert_eq!(fs::read_to_string(path("debug")).unwrap(), "debug");
+}
+
+/// On KVM with hardware virtualisation, KVM is not even asked for help with these.
+#[test]
+fn kvm_breakpoints_reach_their_handler() {
+    if !has_kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name| dir.path().join(name);
+    fs::write(path("kernel"), kernels::breakpoint()).unwrap();
+    let mut config = kernel_config(path("kernel"), 1);
+    config.serial = Console::File(path("serial"));
+    let rig = Rig::boot(&config);
+    let detail = "reset by the keyboard controller".to_owned();
+    assert_eq!(rig.next(), MachineEvent::Stopped { detail });
+    assert_eq!(fs::read_to_string(path("serial")).unwrap(), "Bx");
+}
+
+#[test]
+fn kvm_what_the_workload_says_goes_to_its_console() {
+    if !has_kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&cmdline("dense"), 1);
+    config.debugcon = Console::File(dir.path().join("debug"));
+    config.serial = Console::Socket(dir.path().join("serial"));
+    let rig = Rig::boot(&config);
+    rig.wait_ready();
+    rig.verify();
+    assert!(dir.path().join("serial").exists());
+    rig.machine.stop();
+    assert!(!dir.path().join("serial").exists());
+    let said = fs::read_to_string(dir.path().join("debug")).unwrap();
+    assert_eq!(said, "VERIFY OK\n");
+}
+
+#[test]
+fn kvm_every_tracker_can_be_had() {
+    if !has_kvm() {
+        return;
+    }
+    let rig = Rig::boot(&config(&cmdline("dense"), 1));
+    rig.wait_ready();
+    for kind in TrackerKind::ALL {
+        let Ok(tracker) = rig.machine.tracker(kind) else {
+            assert_ne!(kind, TrackerKind::KvmLog, "a KVM machine has KVM's log");
+            continue;
+        };
+        tracker.start().unwrap();
+        let mut pages = 0;
+        tracker.harvest(&mut |run| pages += run.count).unwrap();
+        assert!(pages >= 16 * 256, "all that was ever written");
+        tracker.stop();
+    }
+    rig.verify();
 }
 
 /// Tells how long the calls take that a migration's blackout is made of; judges nothing.
@@ -65,38 +273,36 @@ fn kvm_times_are_told() {
             let source = Rig::boot(&config(&cmdline("dense"), vcpus));
             source.wait_ready();
             let destination = Rig::create(source.machine.config());
-            let mut at = std::time::Instant::now();
-            let mut lap = |n: usize| {
-                times[n].push(at.elapsed().as_micros());
-                at = std::time::Instant::now();
-            };
+            let began = Instant::now();
             source.machine.pause().unwrap();
-            lap(0);
+            let paused = Instant::now();
             let blob = source.machine.save().unwrap();
-            lap(1);
+            let saved = Instant::now();
+            copy_ram(&source, &destination);
+            let copied = Instant::now();
             destination.machine.restore(&blob).unwrap();
-            lap(2);
+            let restored = Instant::now();
             destination.machine.resume().unwrap();
-            lap(3);
-            println!("{vcpus} vCPUs: state of {} bytes", blob.len());
+            let resumed = Instant::now();
+            let laps = [
+                paused - began,
+                saved - paused,
+                restored - copied,
+                resumed - restored,
+            ];
+            for (times, lap) in times.iter_mut().zip(laps) {
+                times.push(lap.as_micros());
+            }
         }
-        for (name, mut times) in ["pause", "save", "restore", "resume"].into_iter().zip(times) {
+        for (name, mut times) in ["pause", "save", "restore", "resume"]
+            .into_iter()
+            .zip(times)
+        {
             times.sort_unstable();
-            println!("{vcpus} vCPUs: {name} {} µs (worst of 20: {})", times[10], times[19]);
+            println!(
+                "{vcpus} vCPUs: {name} {} µs (worst of 20: {})",
+                times[10], times[19]
+            );
         }
     }
-}
-#[test]
-fn scratch() {
-    use vmferry_protocol::PageRange;
-    let a = Rig::boot(&config("workload=dense ws-mib=1 fill-mib=1 rate=1000", 2));
-    a.wait_ready();
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    a.machine.pause().unwrap();
-    let host = unsafe { core::arch::x86_64::_rdtsc() };
-    let mut page = vec![0; 4096];
-    a.machine.ram().copy_out(PageRange::new(1024, 1), &mut page).unwrap();
-    let q = |o: usize| u64::from_le_bytes(page[o..o + 8].try_into().unwrap());
-    println!("host {host} beat {} {}", q(64), q(128+64));
-    println!("{:?}", a.machine.cpu_features());
 }

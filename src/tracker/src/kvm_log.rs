@@ -19,6 +19,7 @@ use std::sync::Mutex;
 use vmferry_memory::{GuestRam, RamRegion, for_each_run};
 use vmferry_protocol::PageRange;
 
+use crate::armed::Armed;
 use crate::{DirtyTracker, HarvestStats, TrackerError, TrackerKind, sys};
 
 /// KVM's dirty log as a tracker. Memory slot numbers are RAM region indices.
@@ -29,7 +30,7 @@ pub struct KvmLog {
     running: AtomicBool,
     /// Pages found written by the VMM that KVM's own log does not hold, until protected.
     vmm_written: Mutex<Vec<Vec<u64>>>,
-    harvested_before: AtomicBool,
+    armed: Armed,
 }
 
 fn kernel(what: &'static str) -> impl Fn(io::Error) -> TrackerError {
@@ -62,13 +63,14 @@ impl KvmLog {
         };
         vm.enable_cap(&cap)
             .map_err(|e| kernel("enabling manual dirty log protection")(e.into()))?;
+        let armed = Armed::new(&ram);
         let vmm_written = ram.regions().iter().map(|r| vec![0; words(r)]).collect();
         Ok(Self {
             vm,
             ram,
             running: AtomicBool::new(false),
+            armed,
             vmm_written: Mutex::new(vmm_written),
-            harvested_before: AtomicBool::new(false),
         })
     }
 
@@ -115,7 +117,7 @@ impl DirtyTracker for KvmLog {
         for bits in self.vmm_written().iter_mut() {
             bits.fill(0);
         }
-        self.harvested_before.store(false, Ordering::Relaxed);
+        self.armed.clear();
         if let Err(error) = self.set_flags(KVM_MEM_LOG_DIRTY_PAGES) {
             let _ = self.set_flags(0);
             return Err(kernel("turning the dirty log on")(error));
@@ -142,7 +144,7 @@ impl DirtyTracker for KvmLog {
             dirty.push(log);
         }
         drop(by_vmm);
-        let mut pages = 0;
+        let (mut pages, mut notifications) = (0, 0);
         self.ram.populated(|run| {
             let Ok(region) = self.ram.region_of(run) else {
                 return;
@@ -153,15 +155,16 @@ impl DirtyTracker for KvmLog {
                 run.start - base,
                 run.count,
                 |first, count| {
+                    let run = PageRange::new(base + first, count);
                     pages += count;
-                    found(PageRange::new(base + first, count));
+                    notifications += self.armed.fired(run).unwrap_or(0);
+                    found(run);
                 },
             );
         })?;
-        let first = !self.harvested_before.swap(true, Ordering::Relaxed);
         Ok(HarvestStats {
             pages,
-            notifications: if first { 0 } else { pages },
+            notifications,
         })
     }
 
@@ -175,6 +178,7 @@ impl DirtyTracker for KvmLog {
         set_bits(&mut bits, first - aligned, range.count);
         // The VMM's bits first: a write that comes between the two is noted anew in RAM's own
         // bitmap, as long as it is forgotten here before the page is read.
+        self.armed.arm(range)?;
         clear_bits(&mut self.vmm_written()[region], first, range.count);
         sys::clear_dirty_log(
             &self.vm,

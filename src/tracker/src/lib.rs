@@ -9,6 +9,7 @@
 //! 3. [`DirtyTracker::protect`], just before the pages are read: a write after it shows up in the
 //!    next harvest. So a harvest that is thrown away loses nothing.
 
+mod armed;
 mod kvm_log;
 mod sys;
 mod wp_async;
@@ -99,8 +100,8 @@ pub enum TrackerError {
 pub struct HarvestStats {
     /// Pages in the answer.
     pub pages: u64,
-    /// Write notifications (faults) that the guest has paid for since the last harvest. None in
-    /// the first: nothing was protected before it.
+    /// Write notifications (faults) that the guest has paid for since the last harvest: protected
+    /// pages that were written. Each counts once, however often it is harvested.
     pub notifications: u64,
 }
 

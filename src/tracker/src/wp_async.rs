@@ -12,6 +12,7 @@ use vmferry_memory::pagemap::{Pagemap, Query};
 use vmferry_memory::{GuestRam, range_at};
 use vmferry_protocol::PageRange;
 
+use crate::armed::Armed;
 use crate::sys::{UFFD_FEATURE_WP_ASYNC, Uffd};
 use crate::{DirtyTracker, HarvestStats, TrackerError, TrackerKind};
 
@@ -20,13 +21,8 @@ use crate::{DirtyTracker, HarvestStats, TrackerError, TrackerKind};
 pub struct WpAsync {
     ram: Arc<GuestRam>,
     pagemap: Pagemap,
-    active: Mutex<Option<Active>>,
-}
-
-#[derive(Debug)]
-struct Active {
-    uffd: Arc<Uffd>,
-    harvested_before: bool,
+    armed: Armed,
+    active: Mutex<Option<Arc<Uffd>>>,
 }
 
 fn kernel(what: &'static str) -> impl Fn(io::Error) -> TrackerError {
@@ -46,13 +42,14 @@ impl WpAsync {
         let pagemap = Pagemap::open().map_err(kernel("opening /proc/self/pagemap"))?;
         open()?;
         Ok(Self {
+            armed: Armed::new(&ram),
             ram,
             pagemap,
             active: Mutex::new(None),
         })
     }
 
-    fn active(&self) -> MutexGuard<'_, Option<Active>> {
+    fn active(&self) -> MutexGuard<'_, Option<Arc<Uffd>>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -76,17 +73,17 @@ impl DirtyTracker for WpAsync {
             uffd.register_wp(region.hva, region.len())
                 .map_err(kernel("registering guest RAM"))?;
         }
-        *self.active() = Some(Active {
-            uffd: Arc::new(uffd),
-            harvested_before: false,
-        });
+        self.armed.clear();
+        *self.active() = Some(Arc::new(uffd));
         Ok(())
     }
 
     fn harvest(&self, found: &mut dyn FnMut(PageRange)) -> Result<HarvestStats, TrackerError> {
-        let mut guard = self.active();
-        let active = guard.as_mut().ok_or(TrackerError::NotStarted)?;
-        let mut pages = 0;
+        let guard = self.active();
+        if guard.is_none() {
+            return Err(TrackerError::NotStarted);
+        }
+        let (mut pages, mut notifications) = (0, 0);
         for region in self.ram.regions() {
             self.pagemap
                 .scan(
@@ -96,33 +93,31 @@ impl DirtyTracker for WpAsync {
                     |from, to| {
                         let run = range_at(region, from, to);
                         pages += run.count;
+                        notifications += self.armed.fired(run).unwrap_or(0);
                         found(run);
                     },
                 )
                 .map_err(kernel("scanning for written pages"))?;
         }
-        let first = !std::mem::replace(&mut active.harvested_before, true);
         Ok(HarvestStats {
             pages,
-            notifications: if first { 0 } else { pages },
+            notifications,
         })
     }
 
     fn protect(&self, range: PageRange) -> Result<(), TrackerError> {
         let hva = self.ram.hva(range)?;
-        let uffd = self
-            .active()
-            .as_ref()
-            .map(|a| a.uffd.clone())
-            .ok_or(TrackerError::NotStarted)?;
+        let uffd = self.active().clone().ok_or(TrackerError::NotStarted)?;
+        // Before the kernel knows: a write must never find it protected and not armed.
+        self.armed.arm(range)?;
         uffd.write_protect(hva, range.bytes() as usize)
             .map_err(kernel("write-protecting pages"))
     }
 
     fn stop(&self) {
-        if let Some(active) = self.active().take() {
+        if let Some(uffd) = self.active().take() {
             for region in self.ram.regions() {
-                if let Err(error) = active.uffd.unregister(region.hva, region.len()) {
+                if let Err(error) = uffd.unregister(region.hva, region.len()) {
                     tracing::warn!(%error, "write protection could not be taken off");
                 }
             }

@@ -1,5 +1,6 @@
 //! One contract for every tracker: no write is ever missed, whoever made it, in any order of
 //! writing, harvesting and protecting; and a page that nobody wrote does not come back.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -233,6 +234,45 @@ fn untouched_then_touched(tracker: &dyn DirtyTracker, ram: &GuestRam) {
     assert!(harvest(tracker).contains(&9000));
 }
 
+/// What a write costs the guest is counted once, and only for pages that were protected.
+fn notifications_are_counted_once(tracker: &dyn DirtyTracker, mut write: impl FnMut(u64)) {
+    tracker.start().unwrap();
+    let notified = || tracker.harvest(&mut |_| {}).unwrap().notifications;
+    assert_eq!(notified(), 0);
+    tracker.protect(PageRange::new(10, 20)).unwrap();
+    for page in [5, 12, 13, 29] {
+        write(page);
+    }
+    assert_eq!(notified(), 3);
+    assert_eq!(notified(), 0);
+    tracker.protect(PageRange::new(12, 1)).unwrap();
+    write(12);
+    assert_eq!(notified(), 1);
+}
+
+#[test]
+fn wp_async_counts_notifications_once() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let tracker = make(TrackerKind::WpAsync, ram.clone(), None).unwrap();
+    notifications_are_counted_once(&*tracker, |page| {
+        ram.guest_memory()
+            .write_obj(page, GuestAddress(page * PAGE_SIZE + 8))
+            .unwrap();
+    });
+}
+
+#[test]
+fn kvm_log_counts_notifications_once() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let Some(mut writer) = Writer::new(&ram) else {
+        return;
+    };
+    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.vm.clone())).unwrap();
+    notifications_are_counted_once(&*tracker, |page| writer.write(page, 1));
+}
+
 #[test]
 fn a_tracker_started_again_after_a_stop_begins_anew() {
     let ram = Arc::new(GuestRam::new(RAM).unwrap());
@@ -267,7 +307,7 @@ fn kvm_log_started_again_after_a_stop_begins_anew() {
 }
 
 #[test]
-fn kvm_log_without_a_kvm_machine_says_what_to_use() {
+fn without_a_kvm_machine_kvm_log_says_what_to_use() {
     let ram = Arc::new(GuestRam::new(RAM).unwrap());
     let error = make(TrackerKind::KvmLog, ram, None).err().unwrap();
     assert!(error.to_string().contains("wp-async"), "{error}");

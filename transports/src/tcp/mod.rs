@@ -10,6 +10,7 @@
 mod connect;
 mod control;
 mod listen;
+mod outstanding;
 mod pages;
 
 use std::io;

@@ -50,7 +50,9 @@ pub(super) fn load(ram: &GuestRam, source: &Source<'_>) -> Result<Loaded, Machin
         let segment_end = header.paddr.checked_add(header.memory_size);
         let file_end = header.offset.checked_add(header.file_size);
         let (Some(segment_end), Some(file_end)) = (segment_end, file_end) else {
-            return Err(bad("has a segment that ends beyond all addresses".to_owned()));
+            return Err(bad(
+                "has a segment that ends beyond all addresses".to_owned()
+            ));
         };
         if header.file_size > header.memory_size || file_end > source.len() {
             return Err(bad(

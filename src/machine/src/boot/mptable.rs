@@ -77,7 +77,10 @@ mod tests {
             let (pointer, table) = all.split_at(16);
             assert_eq!((checksum(pointer), checksum(table)), (0, 0));
             assert_eq!(table.len(), 44 + vcpus as usize * 20 + 20 * 8);
-            assert_eq!(usize::from(table[4]) | usize::from(table[5]) << 8, table.len());
+            assert_eq!(
+                usize::from(table[4]) | usize::from(table[5]) << 8,
+                table.len()
+            );
             assert_eq!(u32::from(table[34]), vcpus + 20);
             assert!(all.len() <= 1024);
         }

@@ -67,9 +67,11 @@ impl Source<'_> {
             Self::Memory(bytes) => {
                 let from = usize::try_from(offset).ok();
                 let part = from.and_then(|from| bytes.get(from..)?.get(..out.len()));
-                out.copy_from_slice(part.ok_or_else(|| {
-                    MachineError::Config(format!("{} is cut off", self.name()))
-                })?);
+                out.copy_from_slice(
+                    part.ok_or_else(|| {
+                        MachineError::Config(format!("{} is cut off", self.name()))
+                    })?,
+                );
                 Ok(())
             }
             Self::File {

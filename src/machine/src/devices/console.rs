@@ -104,8 +104,11 @@ impl Listening {
         };
         match client.write(bytes) {
             Ok(_) => {}
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            }
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) => {}
             Err(_) => self.client = None,
         }
     }
@@ -144,10 +147,7 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"abc");
         fs::remove_file(&path).unwrap();
         let error = Output::open("serial", &Console::File("/no/such/dir/x".into())).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "serial '/no/such/dir/x' cannot be used"
-        );
+        assert_eq!(error.to_string(), "serial '/no/such/dir/x' cannot be used");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 mod console;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kvm_ioctls::VmFd;
@@ -12,7 +12,7 @@ use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial, Trigger};
 use vmferry_guest::abi;
 
-use crate::{EventSink, MachineConfig, MachineError, MachineEvent, Recorder};
+use crate::{EventSink, MachineConfig, MachineError, MachineEvent, Recorder, lock};
 use console::Output;
 
 const SERIAL_BASE: u16 = 0x3f8;
@@ -207,8 +207,4 @@ impl Devices {
         *lock(&self.serial).writer_mut() = Output::None;
         *lock(&self.debug) = Output::None;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -71,7 +71,10 @@ mod tests {
         };
         assert_eq!(far.gap_ns(0), MAX_GAP_NS);
         assert_eq!(ticks(1_000_000_000, 2_500_000), 2_500_000_000);
-        assert_eq!(ticks(MAX_GAP_NS, u32::MAX) / 3600, u64::from(u32::MAX) * 1000);
+        assert_eq!(
+            ticks(MAX_GAP_NS, u32::MAX) / 3600,
+            u64::from(u32::MAX) * 1000
+        );
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! The processor that a guest sees: what KVM supports, less what this crate cannot move, with the
 //! topology of the machine.
 
-use kvm_bindings::{
-    KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
-};
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use super::error::kvm_error;
@@ -66,10 +64,11 @@ pub(super) fn of_vcpu(host: &[kvm_cpuid_entry2], index: u32, vcpus: u32) -> Vec<
                 e.edx = e.edx & !LEAF1_EDX_HTT | if vcpus > 1 { LEAF1_EDX_HTT } else { 0 };
             }
             // Caches: cores in the package, and no cache but the last level's shared.
-            4 if e.eax & 0x1f != 0 => {
+            4 | 0x8000_001d if e.eax & 0x1f != 0 => {
                 let level = e.eax >> 5 & 7;
                 let sharing = if level >= 3 { vcpus - 1 } else { 0 };
-                e.eax = e.eax & 0x3fff | sharing << 14 | (vcpus - 1) << 26;
+                let cores = if e.function == 4 { vcpus - 1 } else { 0 };
+                e.eax = e.eax & 0x3fff | sharing << 14 | cores << 26;
             }
             0x8000_0008 => e.ecx = e.ecx & !0xff | (vcpus - 1),
             0x8000_001e => {
@@ -85,11 +84,7 @@ pub(super) fn of_vcpu(host: &[kvm_cpuid_entry2], index: u32, vcpus: u32) -> Vec<
         if host.iter().all(|e| e.function != leaf) {
             continue;
         }
-        let levels = [
-            (0, 1, LEVEL_SMT),
-            (shift, vcpus, LEVEL_CORE | 1),
-            (0, 0, 2),
-        ];
+        let levels = [(0, 1, LEVEL_SMT), (shift, vcpus, LEVEL_CORE | 1), (0, 0, 2)];
         for (i, (eax, ebx, ecx)) in levels.into_iter().enumerate() {
             entries.push(kvm_cpuid_entry2 {
                 function: leaf,

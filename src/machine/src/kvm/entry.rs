@@ -1,8 +1,6 @@
 //! Sets vCPUs to what they find at their first instruction.
 
-use kvm_bindings::{
-    KVM_MP_STATE_RUNNABLE, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment,
-};
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 
 use super::error::kvm_error;

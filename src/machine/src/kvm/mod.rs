@@ -3,6 +3,7 @@
 //!
 //! No migration is done here, and no dirty page is tracked: see the crate's documentation.
 
+mod check;
 mod clock;
 mod cpuid;
 mod crash;
@@ -18,23 +19,22 @@ mod vcpu;
 mod vm;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VmFd;
-use vmferry_guest::params::{PAGE, Params};
-use vmferry_guest::{PAYLOAD, abi};
-use vmferry_memory::{GuestRam, MMIO_HOLE_START};
-use vmferry_protocol::PageRange;
+use vmferry_guest::PAYLOAD;
+use vmferry_guest::params::Params;
+use vmferry_memory::GuestRam;
 use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
 
 use crate::boot::{self, Image};
-use crate::config::{Boot, MAX_VCPUS, MachineConfig};
+use crate::config::{Boot, MachineConfig};
 use crate::devices::Devices;
 use crate::gate::{Gate, Wanted};
-use crate::{EventSink, Machine, MachineError, MachineEvent, MachineState, Recorder};
+use crate::{EventSink, Machine, MachineError, MachineEvent, MachineState, Recorder, arena, lock};
 use state::Saved;
 use vcpu::Vcpu;
 use vm::Host;
@@ -152,16 +152,11 @@ impl KvmMachine {
         config: &MachineConfig,
         events: EventSink,
     ) -> Result<Arc<dyn Machine>, MachineError> {
-        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
-            return Err(MachineError::Config(format!(
-                "{} vCPUs: give 1 to {MAX_VCPUS}",
-                config.vcpus
-            )));
-        }
+        arena::check_vcpus(config.vcpus)?;
         let ram = Arc::new(GuestRam::new(config.ram_bytes)?);
         let recorder = match &config.boot {
             Boot::Workload { cmdline } => {
-                check_workload(&ram, cmdline)?;
+                arena::find(&ram, &Params::parse(cmdline.as_bytes()))?;
                 Some(Arc::new(Recorder::new(config.vcpus)))
             }
             Boot::Kernel { .. } => None,
@@ -217,11 +212,8 @@ impl KvmMachine {
         let line;
         let image = match &self.config.boot {
             Boot::Workload { cmdline } => {
-                // The machine's own words come last: they win.
-                line = format!(
-                    "{cmdline} vcpus={} tsc-khz={}",
-                    self.config.vcpus, shared.host.tsc_khz
-                );
+                let khz = u64::from(shared.host.tsc_khz);
+                line = arena::command_line(cmdline, self.config.vcpus, khz);
                 Image {
                     kernel: Err(PAYLOAD),
                     initrd: None,
@@ -278,7 +270,7 @@ impl Machine for KvmMachine {
     }
 
     fn boot(&self) -> Result<(), MachineError> {
-        self.begin("to boot", || self.load())
+        self.begin("booting", || self.load())
     }
 
     fn resume(&self) -> Result<(), MachineError> {
@@ -291,7 +283,7 @@ impl Machine for KvmMachine {
                 Ok(())
             }
             MachineState::Running => Ok(()),
-            _ => Err(state.forbids("to resume")),
+            _ => Err(state.forbids("resuming")),
         }
     }
 
@@ -303,13 +295,13 @@ impl Machine for KvmMachine {
             match *state {
                 MachineState::Running => self.shared.gate.set(Wanted::Pause),
                 MachineState::Paused => return Ok(()),
-                _ => return Err(state.forbids("to pause")),
+                _ => return Err(state.forbids("pausing")),
             }
         }
         let all_stand = self.shared.gather();
         let mut state = self.shared.state();
         if *state != MachineState::Running {
-            return Err(state.forbids("to pause"));
+            return Err(state.forbids("pausing"));
         }
         if !all_stand {
             self.shared.gate.set(Wanted::Run);
@@ -327,7 +319,7 @@ impl Machine for KvmMachine {
         {
             let state = self.shared.state();
             if *state != MachineState::Paused {
-                return Err(state.forbids("to save"));
+                return Err(state.forbids("saving"));
             }
         }
         let saved = transfer::save(&self.shared, &self.config)?;
@@ -336,7 +328,7 @@ impl Machine for KvmMachine {
 
     /// As the trait says. Where KVM refuses a part, others may have been set.
     fn restore(&self, blob: &[u8]) -> Result<(), MachineError> {
-        self.begin("to restore", || {
+        self.begin("restoring", || {
             let shared = &self.shared;
             let saved = Saved::try_from(blob).map_err(MachineError::State)?;
             saved
@@ -378,26 +370,4 @@ impl Drop for KvmMachine {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// Whether the workload's memory fits into RAM.
-fn check_workload(ram: &GuestRam, cmdline: &str) -> Result<(), MachineError> {
-    let pages = Params::parse(cmdline.as_bytes()).arena_pages();
-    let arena = PageRange::new(abi::ARENA_GPA / PAGE, pages);
-    if ram.region_of(arena).is_ok() {
-        return Ok(());
-    }
-    let needed_mib = (abi::ARENA_GPA + pages * PAGE).div_ceil(2 << 20) * 2;
-    let what = if needed_mib <= MMIO_HOLE_START >> 20 {
-        "give the machine that much, or lower fill-mib= or ws-mib="
-    } else {
-        "that is more than there can be below the device hole at 3 GiB: lower fill-mib= or ws-mib="
-    };
-    Err(MachineError::Config(format!(
-        "the workload needs {needed_mib} MiB of RAM: {what}"
-    )))
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,7 @@
 //! Saved state as it travels: sections, each with a kind and a version, in postcard's encoding.
 //!
 //! Whoever sends it may be hostile: [`Saved::try_from`] takes any bytes, with memory bounded by
-//! their length, which is bounded too, and [`Saved::check`] compares what they say with what the
-//! machine and its host can have. Nothing is applied before. What only KVM can judge (values of
-//! registers) it judges when it is given them.
+//! their length, which is bounded too. Whether they fit a machine is judged in `check`.
 
 use kvm_bindings::{
     kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_pit_state2, kvm_regs,
@@ -13,11 +11,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::msrs::Msr;
-use super::vm::Host;
-use super::{cpuid, features};
+use crate::config::MAX_VCPUS;
 use crate::devices::SavedSerial;
 use crate::workload::RecorderState;
-use crate::{Boot, MachineConfig};
 
 /// Longest saved state, in bytes: several times what eight vCPUs need. Decoded, nothing becomes
 /// more than ten times as large.
@@ -25,17 +21,12 @@ const MAX_BYTES: usize = 512 << 10;
 const MAGIC: [u8; 4] = *b"vmfK";
 /// Version of the sections' encoding.
 const VERSION: u16 = 1;
-/// Greatest difference of time stamp counters that software does not mind, in parts per million:
-/// as much as NTP corrects.
-const TSC_TOLERANCE_PPM: u64 = 250;
-/// The smallest extended state: the legacy part and its header.
-const MIN_XSAVE_BYTES: usize = 576;
-
-const MACHINE: u16 = 1;
-const VCPU: u16 = 2;
-const BOARD: u16 = 3;
-const SERIAL: u16 = 4;
-const WORKLOAD: u16 = 5;
+/// Kind and version of each sort of section.
+const MACHINE: (u16, u16) = (1, 1);
+const VCPU: (u16, u16) = (2, 1);
+const BOARD: (u16, u16) = (3, 1);
+const SERIAL: (u16, u16) = (4, 1);
+const WORKLOAD: (u16, u16) = (5, 1);
 
 #[derive(Serialize, Deserialize)]
 struct Envelope<'a> {
@@ -155,66 +146,19 @@ impl Saved {
         if let Some(workload) = &self.workload {
             parts.push((WORKLOAD, bytes(workload)?));
         }
-        let section = |(kind, data): &(u16, Vec<u8>)| -> (u16, u16, Vec<u8>) {
-            (*kind, version_of(*kind), data.clone())
-        };
-        let sections: Vec<_> = parts.iter().map(section).collect();
-        bytes(&(MAGIC, VERSION, sections))
-    }
-
-    /// Compares it with what a machine of `config` on `host` can have.
-    ///
-    /// # Errors
-    /// In words, all missing processor features at once.
-    pub(super) fn check(&self, config: &MachineConfig, host: &Host) -> Result<(), String> {
-        let n = config.vcpus as usize;
-        if self.shape.vcpus != config.vcpus || self.vcpus.len() != n {
-            return Err(format!(
-                "it has {} vCPUs, the machine {n}",
-                self.vcpus.len()
-            ));
-        }
-        if self.shape.ram_bytes != config.ram_bytes {
-            return Err(format!(
-                "it is of a machine with {} MiB of RAM, this one has {}",
-                self.shape.ram_bytes >> 20,
-                config.ram_bytes >> 20
-            ));
-        }
-        match (&self.workload, &config.boot) {
-            (Some(w), Boot::Workload { .. }) => {
-                if w.work.len() != n || w.commands.len() != n || w.unready as usize > n {
-                    return Err("the workload's records do not fit the vCPUs".to_owned());
-                }
-            }
-            (None, Boot::Kernel { .. }) => {}
-            _ => return Err("one runs the built-in workload, the other a kernel".to_owned()),
-        }
-        self.check_tsc(host)?;
-        for (i, vcpu) in self.vcpus.iter().enumerate() {
-            vcpu.check(host).map_err(|why| format!("vCPU {i}: {why}"))?;
-        }
-        Ok(())
-    }
-
-    fn check_tsc(&self, host: &Host) -> Result<(), String> {
-        let (theirs, ours) = (u64::from(self.shape.tsc_khz), u64::from(host.tsc_khz));
-        if theirs == 0 {
-            return Err("its time stamp counter stands still".to_owned());
-        }
-        if self.needs_tsc_scaling(host) && !host.tsc_scaling {
-            return Err(format!(
-                "its time stamp counter runs at {theirs} kHz, this host's at {ours} kHz, and this \
-                 host's processor cannot scale it"
-            ));
-        }
-        Ok(())
-    }
-
-    /// Whether vCPUs must be given another frequency than the host's.
-    pub(super) fn needs_tsc_scaling(&self, host: &Host) -> bool {
-        let (theirs, ours) = (u64::from(self.shape.tsc_khz), u64::from(host.tsc_khz));
-        theirs.abs_diff(ours) * 1_000_000 > ours * TSC_TOLERANCE_PPM
+        let sections = parts
+            .iter()
+            .map(|&((kind, version), ref data)| Section {
+                kind,
+                version,
+                data,
+            })
+            .collect();
+        bytes(&Envelope {
+            magic: MAGIC,
+            version: VERSION,
+            sections,
+        })
     }
 }
 
@@ -223,58 +167,6 @@ impl SavedVcpu {
     pub(super) fn cpuid(&self) -> Vec<kvm_cpuid_entry2> {
         self.cpuid.iter().map(kvm_cpuid_entry2::from).collect()
     }
-
-    fn check(&self, host: &Host) -> Result<(), String> {
-        let cpuid = self.cpuid();
-        if !(1..=kvm_bindings::KVM_MAX_CPUID_ENTRIES).contains(&cpuid.len()) {
-            return Err(format!("a CPUID of {} leaves", cpuid.len()));
-        }
-        let (theirs, ours) = (cpuid::vendor(&cpuid), cpuid::vendor(&host.cpuid));
-        if theirs != ours {
-            return Err(format!(
-                "it runs on a processor by {theirs:?}, this host's is by {ours:?}"
-            ));
-        }
-        let missing = features::missing(&cpuid, &host.cpuid);
-        if !missing.is_empty() {
-            return Err(format!(
-                "this host's processor or KVM lacks features that the guest has: {}",
-                missing.join(", ")
-            ));
-        }
-        let (theirs, ours) = (
-            cpuid::address_bits(&cpuid),
-            cpuid::address_bits(&host.cpuid),
-        );
-        if theirs > ours {
-            return Err(format!(
-                "its physical addresses have {theirs} bits, this host's {ours}"
-            ));
-        }
-        let max = host.xsave_bytes();
-        let len = self.xsave.len();
-        if !(MIN_XSAVE_BYTES..=max).contains(&len) || !len.is_multiple_of(4) {
-            return Err(format!(
-                "extended state of {len} bytes, where this host has {max}"
-            ));
-        }
-        if self.msrs.len() > host.msrs.len() {
-            return Err("more model-specific registers than this host has".to_owned());
-        }
-        // One that is zero there need not exist here.
-        let unknown = |(index, value): &&Msr| *value != 0 && host.msrs.binary_search(index).is_err();
-        if let Some((index, _)) = self.msrs.iter().find(unknown) {
-            return Err(format!(
-                "model-specific register {index:#x}, which this host's KVM does not have"
-            ));
-        }
-        Ok(())
-    }
-}
-
-/// The one version of each kind of section that this crate writes and reads.
-fn version_of(_kind: u16) -> u16 {
-    1
 }
 
 fn bytes<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
@@ -327,21 +219,19 @@ impl TryFrom<&[u8]> for Saved {
             data,
         } in envelope.sections
         {
-            if !(MACHINE..=WORKLOAD).contains(&kind) || version != version_of(kind) {
-                return Err(format!(
-                    "a section of kind {kind}, version {version}, is not known: use the same \
-                     version of vmferry on both hosts"
-                ));
-            }
-            match kind {
+            match (kind, version) {
                 MACHINE => once(&mut shape, "machine", value("machine", data)?)?,
-                VCPU if vcpus.len() < crate::config::MAX_VCPUS as usize => {
-                    vcpus.push(value("vCPU", data)?);
-                }
+                VCPU if vcpus.len() < MAX_VCPUS as usize => vcpus.push(value("vCPU", data)?),
                 VCPU => return Err("it has too many vCPUs".to_owned()),
                 BOARD => once(&mut board, "board", value("board", data)?)?,
                 SERIAL => once(&mut serial, "serial", value("serial", data)?)?,
-                _ => once(&mut workload, "workload", value("workload", data)?)?,
+                WORKLOAD => once(&mut workload, "workload", value("workload", data)?)?,
+                _ => {
+                    return Err(format!(
+                        "a section of kind {kind}, version {version}, is not known: use the same \
+                         version of vmferry on both hosts"
+                    ));
+                }
             }
         }
         let lacks = |kind: &str| format!("it has no {kind} section");

@@ -6,7 +6,9 @@
 //! that may have something for it, time stamp counters before deadlines, events last; KVM's clock
 //! when all that is done.
 
-use kvm_bindings::{KVM_IRQCHIP_IOAPIC, Xsave, kvm_clock_data, kvm_irqchip, kvm_mp_state, kvm_xsave};
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, Xsave, kvm_clock_data, kvm_irqchip, kvm_mp_state, kvm_xsave,
+};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::clock::{Moment, in_step, ticks};
@@ -101,7 +103,11 @@ fn save_xsave(vcpu: &VcpuFd, host: &Host) -> Result<Vec<u8>, MachineError> {
     let failed = kvm_error("reading a vCPU's extended state");
     let Some(mut xsave) = xsave_buffer(host) else {
         let xsave = vcpu.get_xsave().map_err(failed)?;
-        return Ok(xsave.region.into_iter().flat_map(u32::to_le_bytes).collect());
+        return Ok(xsave
+            .region
+            .into_iter()
+            .flat_map(u32::to_le_bytes)
+            .collect());
     };
     // SAFETY: the buffer has the size that KVM named, and no features are enabled after that.
     unsafe { vcpu.get_xsave2(&mut xsave) }.map_err(failed)?;
@@ -129,7 +135,8 @@ fn save_board(vm: &VmFd, moment: Moment) -> Result<Board, MachineError> {
         .get_pit2()
         .map_err(kvm_error("reading the interval timer"))?;
     for channel in &mut pit.channels {
-        channel.count_load_time = (moment.monotonic_ns as i64).wrapping_sub(channel.count_load_time);
+        channel.count_load_time =
+            (moment.monotonic_ns as i64).wrapping_sub(channel.count_load_time);
     }
     let clock = vm.get_clock().map_err(kvm_error("reading KVM's clock"))?;
     Ok(Board {
@@ -162,7 +169,17 @@ pub(super) fn restore(shared: &Shared, saved: &Saved) -> Result<(), String> {
     restore_board(&shared.vm, &saved.board, moment, gap_ns)?;
     for (vcpu, state) in shared.vcpus.iter().zip(&saved.vcpus) {
         let passed = ticks(gap_ns + moment.age_ns(), saved.shape.tsc_khz);
-        msrs::write(&vcpu.fd(), &[(msrs::TSC, state.tsc.wrapping_add(passed))])?;
+        let fd = vcpu.fd();
+        msrs::write(&fd, &[(msrs::TSC, state.tsc.wrapping_add(passed))])?;
+        // Some software KVMs take the value and leave the counter as it is.
+        let now = msrs::read(&fd, &[msrs::TSC]).unwrap_or_default();
+        if now.first().is_some_and(|&(_, now)| now < state.tsc) {
+            return Err(format!(
+                "vCPU {}: this host's KVM cannot set time stamp counters, and the guest's would \
+                 go backward",
+                vcpu.index
+            ));
+        }
     }
     for (vcpu, state) in shared.vcpus.iter().zip(&saved.vcpus) {
         restore_pending(&vcpu.fd(), state).map_err(|why| format!("vCPU {}: {why}", vcpu.index))?;
@@ -217,8 +234,10 @@ fn restore_xsave(vcpu: &VcpuFd, host: &Host, bytes: &[u8]) -> Result<(), kvm_ioc
         *to = word;
     }
     let Some(mut xsave) = xsave_buffer(host) else {
-        let mut xsave = kvm_xsave::default();
-        xsave.region = region;
+        let xsave = kvm_xsave {
+            region,
+            ..Default::default()
+        };
         // SAFETY: this KVM has no larger state than this.
         return unsafe { vcpu.set_xsave(&xsave) };
     };

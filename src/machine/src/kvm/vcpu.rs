@@ -5,7 +5,7 @@
 //! access to a device that was answered before is completed in the vCPU.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -15,9 +15,9 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::crash::{self, InternalError};
 use super::kick::Kick;
 use super::{Shared, quirks};
-use crate::MachineError;
 use crate::devices::Effect;
-use crate::gate::Seat;
+use crate::gate::{Seat, precise_sleep};
+use crate::{MachineError, lock};
 
 /// vCPU threads need little, and sinks of events not much more.
 const STACK_BYTES: usize = 256 << 10;
@@ -55,7 +55,7 @@ impl Vcpu {
 
     /// The vCPU itself. Waits for as long as its thread runs it.
     pub(super) fn fd(&self) -> MutexGuard<'_, VcpuFd> {
-        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.fd)
     }
 
     /// Calls its thread out of the guest, so that it looks at the gate.
@@ -141,11 +141,4 @@ fn enter(shared: &Shared, vcpu: &Vcpu, seat: &Seat) -> Out {
         }
     };
     Out::Crashed(crash::describe(vcpu.index, &why, &fd))
-}
-
-/// Has the calling thread's sleeps end when they should: by default they may last 50 µs longer.
-fn precise_sleep() {
-    // SAFETY: this operation takes a number, and concerns the calling thread only. It cannot fail
-    // in a way that matters.
-    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
 }

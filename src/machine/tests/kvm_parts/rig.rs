@@ -5,9 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use vmferry_guest::abi;
-use vmferry_machine::{
-    Boot, Console, Machine, MachineConfig, MachineEvent, MachineKind, create,
-};
+use vmferry_machine::{Boot, Console, Machine, MachineConfig, MachineEvent, MachineKind, create};
 use vmferry_protocol::PageRange;
 
 /// Nothing takes that long unless it hangs.
@@ -103,9 +101,13 @@ impl Rig {
         let heard = self.machine.workload().unwrap().beats();
         loop {
             let beats = self.machine.workload().unwrap().beats();
-            let on = beats.iter().zip(&heard).zip(before).all(|((now, then), work)| {
-                now.len() > then.len() && now.last().is_some_and(|b| b.work >= *work)
-            });
+            let on = beats
+                .iter()
+                .zip(&heard)
+                .zip(before)
+                .all(|((now, then), work)| {
+                    now.len() > then.len() && now.last().is_some_and(|b| b.work >= *work)
+                });
             if on {
                 return;
             }
@@ -139,4 +141,12 @@ pub(crate) fn copy_ram(from: &Rig, to: &Rig) {
             at += n;
         }
     }
+}
+
+/// The content of guest frame `frame`.
+pub(crate) fn page(rig: &Rig, frame: u64) -> Vec<u8> {
+    let mut bytes = vec![0; 4096];
+    let ram = rig.machine.ram();
+    ram.copy_out(PageRange::new(frame, 1), &mut bytes).unwrap();
+    bytes
 }
