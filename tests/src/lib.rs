@@ -1,6 +1,8 @@
 //! Test harness: pair simulator, faulty links, guests.
 //!
 //! Nothing here is part of the product. [`sim`] runs whole migrations of the protocol core in
-//! virtual time; the suites in `tests/` drive it.
+//! virtual time; [`engine`] runs the real engine with real machines over transports, journals and
+//! machines that fail on demand. The suites in `tests/` drive them.
 
+pub mod engine;
 pub mod sim;

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use vmferry_protocol::ids::{ChunkId, MigrationId, Token};
-use vmferry_protocol::wire::{PREAMBLE, WireError, check_preamble, encode_preamble};
+use vmferry_protocol::wire::{
+    PREAMBLE, WireError, check_preamble, encode_preamble, preamble_token,
+};
 use vmferry_transports::{PageReader, PageWriter};
 
 use crate::apply::{ApplyError, RamWriter, Scratch, read_chunk};
@@ -57,28 +59,35 @@ pub(crate) struct Admission {
 /// Why a page stream ended that should not have.
 #[derive(Debug)]
 pub(crate) enum Broken {
-    /// It is not of this migration; nothing came of it.
-    Stranger(WireError),
-    /// It said nothing for too long.
-    Silent,
+    /// It is not of this migration, or has not said so; nothing came of it.
+    Stranger(String),
     /// It was cut.
     Cut(String),
     /// It brought something that is wrong.
     Wrong(String),
 }
 
-/// Receives chunks from one stream until it ends; `applied` is told each that is in RAM.
+/// Receives chunks from one stream until it ends. `admit` is asked when it has shown the token,
+/// `applied` is told each chunk that is in RAM.
 pub(crate) async fn receive<F: Future<Output = ()>>(
     mut stream: Box<dyn PageReader>,
     token: Token,
     mut admission: watch::Receiver<Option<Admission>>,
+    admit: impl FnOnce() -> bool,
     applied: impl Fn(ChunkId) -> F,
 ) -> Result<(), Broken> {
     let mut preamble = [0; PREAMBLE];
     tokio::time::timeout(PREAMBLE_WITHIN, stream.read_exact(&mut preamble))
         .await
-        .map_err(|_| Broken::Silent)?
-        .map_err(|e| Broken::Cut(e.to_string()))?;
+        .map_err(|_| Broken::Stranger("it said nothing".to_owned()))?
+        .map_err(|e| Broken::Stranger(format!("it did not say what it is: {e}")))?;
+    // At once, so that strangers take no place while there is no machine yet.
+    if !preamble_token(&preamble).matches(&token) {
+        return Err(Broken::Stranger(WireError::Preamble.to_string()));
+    }
+    if !admit() {
+        return Err(Broken::Stranger("there are too many".to_owned()));
+    }
     // Nothing more is read until there is a machine to put it in.
     let Ok(admitted) = admission.wait_for(Option::is_some).await.map(|a| a.clone()) else {
         return Ok(());
@@ -86,7 +95,7 @@ pub(crate) async fn receive<F: Future<Output = ()>>(
     let Some(Admission { migration, ram }) = admitted else {
         return Ok(());
     };
-    check_preamble(&preamble, migration, &token).map_err(Broken::Stranger)?;
+    check_preamble(&preamble, migration, &token).map_err(|e| Broken::Stranger(e.to_string()))?;
     let mut scratch = Scratch::default();
     loop {
         match read_chunk(&mut stream, &ram, &mut scratch).await {

@@ -7,6 +7,7 @@ use crate::workload::{Platform, Worker};
 #[derive(Default)]
 struct Fake {
     tsc: u64,
+    work: u64,
     command: u32,
     result: Option<u32>,
     ready: bool,
@@ -17,7 +18,9 @@ impl Platform for Fake {
         self.tsc += 500;
         self.tsc
     }
-    fn heartbeat(&mut self, _: u64) {}
+    fn heartbeat(&mut self, work: u64) {
+        self.work = work;
+    }
     fn command(&mut self) -> u32 {
         std::mem::take(&mut self.command)
     }
@@ -93,6 +96,17 @@ fn every_workload_verifies_before_and_after_work() {
         assert_eq!(rig.verify(), abi::VERIFY_OK, "{kind}");
         rig.steps(50);
         assert_eq!(rig.verify(), abi::VERIFY_OK, "{kind}");
+    }
+}
+
+#[test]
+fn any_rate_holds_over_a_second() {
+    for rate in [1, 7, 999, 1000, 1001, 1999, 123_457] {
+        let mut rig = Rig::new(&format!("workload=dense rate={rate}"));
+        let before = rig.fake.work;
+        // A step of work is a millisecond.
+        rig.steps(1000);
+        assert_eq!(rig.fake.work - before, rate);
     }
 }
 

@@ -50,6 +50,8 @@ struct State {
     result: u64,
     /// TSC of the last heartbeat.
     beat: u64,
+    /// Thousandths of a touch by which the rate is behind.
+    owed: u64,
 }
 
 /// Pages filled or verified in a step.
@@ -190,22 +192,36 @@ impl Worker {
         platform.heartbeat(work);
     }
 
+    /// Touches of this millisecond; none where there is no limit. What a rate does not divide
+    /// into whole touches is owed to the next.
+    fn quota(&mut self) -> Option<u64> {
+        match (self.params.kind, self.params.rate) {
+            (Kind::Idle, _) => Some(0),
+            (_, 0) => None,
+            (_, rate) => {
+                let state = self.state();
+                let due = rate.saturating_add(state.owed % 1000);
+                state.owed = due % 1000;
+                Some(due / 1000)
+            }
+        }
+    }
+
     fn work(&mut self, platform: &mut impl Platform) {
         let khz = self.params.tsc_khz;
         let beat = self.state().beat;
-        let quota = self.params.rate / 1000;
+        let quota = self.quota();
         let mut done = 0;
         loop {
-            let touches = match (self.params.kind, quota) {
-                (Kind::Idle, _) => 0,
-                (_, 0) => TOUCHES_A_LOOK,
-                (_, quota) => (quota - done).min(TOUCHES_A_LOOK),
+            let touches = match quota {
+                Some(quota) => (quota - done).min(TOUCHES_A_LOOK),
+                None => TOUCHES_A_LOOK,
             };
             self.touch(touches);
             done += touches;
             let now = platform.tsc();
             let elapsed = now.wrapping_sub(beat);
-            let limited = touches == 0 || (quota > 0 && done >= quota);
+            let limited = quota.is_some_and(|quota| done >= quota);
             if limited && elapsed < khz {
                 let us = (khz - elapsed) * 1000 / khz;
                 platform.sleep_us(us.clamp(1, 1000) as u32);

@@ -169,6 +169,14 @@ pub fn check_preamble(
     }
 }
 
+/// The token that a preamble shows, whatever else is in it.
+#[must_use]
+pub fn preamble_token(bytes: &[u8; PREAMBLE]) -> Token {
+    let mut token = [0; 16];
+    token.copy_from_slice(&bytes[24..40]);
+    Token::new(token)
+}
+
 /// What a chunk holds; its encoded content follows it on the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChunkHeader {

@@ -280,6 +280,7 @@ fn poke_source(pokes: Vec<Poke>) -> Result<Option<Outcome>, TestCaseError> {
                         9 => SourceEvent::Resumed,
                         10 => SourceEvent::CancelRequested,
                         12 => SourceEvent::ChunkSent(chunk_sent()),
+                        13 => SourceEvent::ResumeFailed { detail: text() },
                         _ => SourceEvent::Failed { detail: text() },
                     },
                 );

@@ -19,7 +19,7 @@ use std::sync::Mutex;
 use vmferry_memory::{GuestRam, RamRegion, for_each_run};
 use vmferry_protocol::PageRange;
 
-use crate::armed::Armed;
+use crate::bits::PageBits;
 use crate::{DirtyTracker, HarvestStats, TrackerError, TrackerKind, sys};
 
 /// KVM's dirty log as a tracker. Memory slot numbers are RAM region indices.
@@ -30,7 +30,7 @@ pub struct KvmLog {
     running: AtomicBool,
     /// Pages found written by the VMM that KVM's own log does not hold, until protected.
     vmm_written: Mutex<Vec<Vec<u64>>>,
-    armed: Armed,
+    armed: PageBits,
 }
 
 fn kernel(what: &'static str) -> impl Fn(io::Error) -> TrackerError {
@@ -63,7 +63,7 @@ impl KvmLog {
         };
         vm.enable_cap(&cap)
             .map_err(|e| kernel("enabling manual dirty log protection")(e.into()))?;
-        let armed = Armed::new(&ram);
+        let armed = PageBits::new(&ram);
         let vmm_written = ram.regions().iter().map(|r| vec![0; words(r)]).collect();
         Ok(Self {
             vm,
@@ -117,7 +117,7 @@ impl DirtyTracker for KvmLog {
         for bits in self.vmm_written().iter_mut() {
             bits.fill(0);
         }
-        self.armed.clear();
+        self.armed.clear_all();
         if let Err(error) = self.set_flags(KVM_MEM_LOG_DIRTY_PAGES) {
             let _ = self.set_flags(0);
             return Err(kernel("turning the dirty log on")(error));
@@ -157,7 +157,7 @@ impl DirtyTracker for KvmLog {
                 |first, count| {
                     let run = PageRange::new(base + first, count);
                     pages += count;
-                    notifications += self.armed.fired(run).unwrap_or(0);
+                    notifications += self.armed.clear(run).unwrap_or(0);
                     found(run);
                 },
             );
@@ -165,6 +165,7 @@ impl DirtyTracker for KvmLog {
         Ok(HarvestStats {
             pages,
             notifications,
+            ..HarvestStats::default()
         })
     }
 
@@ -178,7 +179,7 @@ impl DirtyTracker for KvmLog {
         set_bits(&mut bits, first - aligned, range.count);
         // The VMM's bits first: a write that comes between the two is noted anew in RAM's own
         // bitmap, as long as it is forgotten here before the page is read.
-        self.armed.arm(range)?;
+        self.armed.set(range)?;
         clear_bits(&mut self.vmm_written()[region], first, range.count);
         sys::clear_dirty_log(
             &self.vm,

@@ -9,12 +9,14 @@
 //! 3. [`DirtyTracker::protect`], just before the pages are read: a write after it shows up in the
 //!    next harvest. So a harvest that is thrown away loses nothing.
 
-mod armed;
+mod bits;
 mod kvm_log;
 mod sys;
 mod wp_async;
+pub mod wp_group;
 
 use std::sync::Arc;
+use std::time::Duration;
 use std::{fmt, io};
 
 use kvm_ioctls::VmFd;
@@ -24,6 +26,8 @@ use vmferry_protocol::PageRange;
 
 pub use kvm_log::KvmLog;
 pub use wp_async::WpAsync;
+pub use wp_group::WpGroup;
+pub use wp_group::policy::GroupSize;
 
 /// The trackers there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,11 +36,13 @@ pub enum TrackerKind {
     KvmLog,
     /// userfaultfd write protection that the kernel lifts by itself, read by PAGEMAP_SCAN.
     WpAsync,
+    /// userfaultfd write protection of groups of pages.
+    WpGroup,
 }
 
 impl TrackerKind {
-    /// Every kind, in the order in which they are preferred.
-    pub const ALL: [Self; 2] = [Self::KvmLog, Self::WpAsync];
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::WpGroup, Self::KvmLog, Self::WpAsync];
 
     /// The name used on the command line, in the report and in traces.
     #[must_use]
@@ -44,6 +50,7 @@ impl TrackerKind {
         match self {
             Self::KvmLog => "kvm-log",
             Self::WpAsync => "wp-async",
+            Self::WpGroup => "wp-group",
         }
     }
 }
@@ -67,7 +74,7 @@ impl std::str::FromStr for TrackerKind {
 
 /// A tracker name that does not exist.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("there is no tracker '{0}'; choose one of: kvm-log, wp-async")]
+#[error("there is no tracker '{0}'; choose one of: wp-group, kvm-log, wp-async")]
 pub struct UnknownTracker(pub String);
 
 /// Why tracking is not possible or failed.
@@ -85,7 +92,7 @@ pub enum TrackerError {
         source: io::Error,
     },
     /// The machine is not a KVM machine.
-    #[error("tracker kvm-log needs a KVM machine; use wp-async for a process machine")]
+    #[error("tracker kvm-log needs a KVM machine; use wp-group for a process machine")]
     NeedsKvm,
     /// Guest RAM could not be looked at.
     #[error(transparent)]
@@ -103,6 +110,25 @@ pub struct HarvestStats {
     /// Write notifications (faults) that the guest has paid for since the last harvest: protected
     /// pages that were written. Each counts once, however often it is harvested.
     pub notifications: u64,
+    /// How long writers waited for an answer to them, where this process answers them.
+    pub stall: Duration,
+}
+
+/// What is known of the passes so far when another begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassFacts {
+    /// The pass that begins, from 1.
+    pub pass: u32,
+    /// Pages to read in it.
+    pub pages: u64,
+    /// Pages that were read in the last pass.
+    pub read: u64,
+    /// Those of them that had changed.
+    pub changed: u64,
+    /// Time to read and compare a page.
+    pub per_page: Duration,
+    /// What reading may take while the guest is paused.
+    pub budget: Duration,
 }
 
 /// Which pages may have been written; see the crate's documentation for the order of calls.
@@ -133,6 +159,16 @@ pub trait DirtyTracker: Send + Sync + fmt::Debug {
     /// [`TrackerError`]; the pages then still count as written.
     fn protect(&self, range: PageRange) -> Result<(), TrackerError>;
 
+    /// A pass begins, after its harvest and before any page of it is protected. For trackers that
+    /// adapt to how it goes.
+    fn next_pass(&self, _facts: &PassFacts) {}
+
+    /// Whether many harvested pages will not have changed, so that it pays to compare each with
+    /// what was sent last.
+    fn compares_content(&self) -> bool {
+        false
+    }
+
     /// Ends tracking and takes all protection off. Idempotent.
     fn stop(&self);
 }
@@ -152,6 +188,7 @@ pub fn make(
             Ok(Box::new(KvmLog::new(vm, ram)?))
         }
         TrackerKind::WpAsync => Ok(Box::new(WpAsync::new(ram)?)),
+        TrackerKind::WpGroup => Ok(Box::new(WpGroup::new(ram, GroupSize::Auto)?)),
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use kvm_ioctls::VmFd;
 
@@ -61,6 +61,12 @@ pub(crate) const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
 const UFFD_API: u64 = 0xaa;
 const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
 const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
+/// Write-protect faults are told to whoever reads the descriptor.
+pub(crate) const UFFD_FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
+const UFFD_PAGEFAULT_FLAG_WP: u64 = 1 << 1;
+/// Messages taken from the descriptor by one read.
+const MESSAGES_A_READ: usize = 16;
 const USERFAULTFD_IOC_NEW: libc::c_ulong = ioc(NONE, 0xaa, 0x00, 0);
 
 #[repr(C)]
@@ -68,6 +74,16 @@ struct UffdioApi {
     api: u64,
     features: u64,
     ioctls: u64,
+}
+/// `struct uffd_msg`, of which only page faults are used here.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct UffdMsg {
+    event: u8,
+    reserved: [u8; 7],
+    flags: u64,
+    address: u64,
+    thread: u64,
 }
 #[repr(C)]
 struct UffdioRange {
@@ -95,6 +111,12 @@ const UFFDIO_WRITEPROTECT: libc::c_ulong =
 #[derive(Debug)]
 pub(crate) struct Uffd {
     fd: OwnedFd,
+}
+
+impl AsRawFd for Uffd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
 }
 
 impl Uffd {
@@ -153,15 +175,46 @@ impl Uffd {
     }
 
     pub(crate) fn write_protect(&self, start: usize, len: usize) -> io::Result<()> {
+        self.set_protection(start, len, UFFDIO_WRITEPROTECT_MODE_WP)
+    }
+
+    /// Takes the protection off, and wakes whoever waits for it.
+    pub(crate) fn release(&self, start: usize, len: usize) -> io::Result<()> {
+        self.set_protection(start, len, 0)
+    }
+
+    /// Calls `fault` with the address of each write fault that is waiting; none is fine.
+    pub(crate) fn read_faults(&self, mut fault: impl FnMut(usize)) -> io::Result<()> {
+        let mut messages = [UffdMsg::default(); MESSAGES_A_READ];
+        let size = size_of_val(&messages);
+        // SAFETY: the kernel writes whole messages into an array of that size.
+        let n = unsafe { libc::read(self.fd.as_raw_fd(), messages.as_mut_ptr().cast(), size) };
+        if n < 0 {
+            let error = io::Error::last_os_error();
+            return match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(()),
+                _ => Err(error),
+            };
+        }
+        for message in messages.iter().take(n as usize / size_of::<UffdMsg>()) {
+            let is_write = message.flags & UFFD_PAGEFAULT_FLAG_WP != 0;
+            if message.event == UFFD_EVENT_PAGEFAULT && is_write {
+                fault(message.address as usize);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_protection(&self, start: usize, len: usize, mode: u64) -> io::Result<()> {
         let mut arg = UffdioWriteprotect {
             range: UffdioRange {
                 start: start as u64,
                 len: len as u64,
             },
-            mode: UFFDIO_WRITEPROTECT_MODE_WP,
+            mode,
         };
         loop {
-            // SAFETY: `arg` outlives the call; protecting changes no memory content.
+            // SAFETY: `arg` outlives the call; protection changes no memory content.
             let rc = unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut arg) };
             match check(rc) {
                 // The address space is changing under the call (man ioctl_userfaultfd): again.
@@ -170,4 +223,28 @@ impl Uffd {
             }
         }
     }
+}
+
+/// Waits until `faults` can be read (true), or until the other end of `until` is closed (false).
+pub(crate) fn wait_readable(faults: &Uffd, until: &impl AsRawFd) -> io::Result<bool> {
+    let entry = |fd| libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut fds = [entry(until.as_raw_fd()), entry(faults.as_raw_fd())];
+    // SAFETY: `fds` outlives the call, and its length is given.
+    let rc = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+    match check(rc) {
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(true),
+        Err(e) => Err(e),
+        Ok(()) => Ok(fds[0].revents == 0),
+    }
+}
+
+/// Has the calling thread run before ordinary ones, where that is permitted.
+pub(crate) fn raise_priority() {
+    let lowest_real_time = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameter outlives the call; it changes the calling thread's scheduling only.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const lowest_real_time) };
 }

@@ -12,7 +12,7 @@ use vmferry_memory::pagemap::{Pagemap, Query};
 use vmferry_memory::{GuestRam, range_at};
 use vmferry_protocol::PageRange;
 
-use crate::armed::Armed;
+use crate::bits::PageBits;
 use crate::sys::{UFFD_FEATURE_WP_ASYNC, Uffd};
 use crate::{DirtyTracker, HarvestStats, TrackerError, TrackerKind};
 
@@ -21,7 +21,7 @@ use crate::{DirtyTracker, HarvestStats, TrackerError, TrackerKind};
 pub struct WpAsync {
     ram: Arc<GuestRam>,
     pagemap: Pagemap,
-    armed: Armed,
+    armed: PageBits,
     active: Mutex<Option<Arc<Uffd>>>,
 }
 
@@ -42,7 +42,7 @@ impl WpAsync {
         let pagemap = Pagemap::open().map_err(kernel("opening /proc/self/pagemap"))?;
         open()?;
         Ok(Self {
-            armed: Armed::new(&ram),
+            armed: PageBits::new(&ram),
             ram,
             pagemap,
             active: Mutex::new(None),
@@ -73,7 +73,7 @@ impl DirtyTracker for WpAsync {
             uffd.register_wp(region.hva, region.len())
                 .map_err(kernel("registering guest RAM"))?;
         }
-        self.armed.clear();
+        self.armed.clear_all();
         *self.active() = Some(Arc::new(uffd));
         Ok(())
     }
@@ -93,7 +93,7 @@ impl DirtyTracker for WpAsync {
                     |from, to| {
                         let run = range_at(region, from, to);
                         pages += run.count;
-                        notifications += self.armed.fired(run).unwrap_or(0);
+                        notifications += self.armed.clear(run).unwrap_or(0);
                         found(run);
                     },
                 )
@@ -102,6 +102,7 @@ impl DirtyTracker for WpAsync {
         Ok(HarvestStats {
             pages,
             notifications,
+            ..HarvestStats::default()
         })
     }
 
@@ -109,7 +110,7 @@ impl DirtyTracker for WpAsync {
         let hva = self.ram.hva(range)?;
         let uffd = self.active().clone().ok_or(TrackerError::NotStarted)?;
         // Before the kernel knows: a write must never find it protected and not armed.
-        self.armed.arm(range)?;
+        self.armed.set(range)?;
         uffd.write_protect(hva, range.bytes() as usize)
             .map_err(kernel("write-protecting pages"))
     }

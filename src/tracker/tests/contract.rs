@@ -12,7 +12,7 @@ use rand::{Rng, SeedableRng};
 use vm_memory::{Bytes, GuestAddress};
 use vmferry_memory::GuestRam;
 use vmferry_protocol::{PAGE_SIZE, PageRange};
-use vmferry_tracker::{DirtyTracker, TrackerKind, make};
+use vmferry_tracker::{DirtyTracker, TrackerKind, WpGroup, make};
 
 const RAM: u64 = 4 << 20;
 const PAGES: u64 = RAM / PAGE_SIZE;
@@ -193,6 +193,115 @@ fn wp_async_misses_no_write_in_random_schedules() {
     }
 }
 
+/// Group sizes that the suite goes through.
+const SIZES: [&str; 5] = ["auto", "4k", "64k", "2m", "32m"];
+
+fn wp_group(ram: &Arc<GuestRam>, size: &str) -> WpGroup {
+    WpGroup::new(ram.clone(), size.parse().unwrap()).unwrap()
+}
+
+#[test]
+fn kvm_wp_group_misses_no_write_of_a_vcpu() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let Some(mut writer) = Writer::new(&ram) else {
+        return;
+    };
+    for size in SIZES {
+        let tracker = wp_group(&ram, size);
+        for seed in 0..10 {
+            // Groups bring neighbours along: more than was written, never less.
+            random_schedule(&tracker, &ram, Some(&mut writer), true, seed, 250);
+        }
+    }
+}
+
+#[test]
+fn wp_group_misses_no_write_in_random_schedules() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    for size in SIZES {
+        let tracker = wp_group(&ram, size);
+        for seed in 0..10 {
+            random_schedule(&tracker, &ram, None, true, seed, 250);
+        }
+    }
+}
+
+#[test]
+fn wp_group_leaves_untouched_pages_out_until_they_are_touched() {
+    let ram = Arc::new(GuestRam::new(64 << 20).unwrap());
+    untouched_then_touched(&wp_group(&ram, "auto"), &ram);
+}
+
+#[test]
+fn wp_group_sees_what_the_kernel_reads_into_ram() {
+    use std::os::fd::AsRawFd;
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let tracker = wp_group(&ram, "64k");
+    tracker.start().unwrap();
+    assert_eq!(harvest(&tracker).len() as u64, PAGES);
+    tracker.protect(PageRange::new(0, PAGES)).unwrap();
+    assert_eq!(harvest(&tracker), BTreeSet::new());
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(PAGE_SIZE).unwrap();
+    let to = ram.hva(PageRange::new(100, 1)).unwrap();
+    // SAFETY: the page is mapped RAM that nothing else uses.
+    let n = unsafe { libc::pread(file.as_raw_fd(), to as *mut libc::c_void, 4096, 0) };
+    assert_eq!(n, 4096);
+    assert_eq!(harvest(&tracker), (96..112).collect());
+}
+
+#[test]
+fn wp_group_tells_one_notification_a_group_and_how_long_it_took() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let tracker = wp_group(&ram, "64k");
+    tracker.start().unwrap();
+    tracker.protect(PageRange::new(0, 64)).unwrap();
+    for page in [3, 4, 5, 40, 700] {
+        ram.guest_memory()
+            .write_obj(page, GuestAddress(page * PAGE_SIZE))
+            .unwrap();
+    }
+    let stats = tracker.harvest(&mut |_| {}).unwrap();
+    assert_eq!(stats.notifications, 2);
+    assert!(!stats.stall.is_zero());
+    assert_eq!(tracker.harvest(&mut |_| {}).unwrap().notifications, 0);
+}
+
+#[test]
+fn wp_group_stopped_lets_writers_go_on_and_leaves_no_thread_behind() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let tracker = wp_group(&ram, "2m");
+    for round in 0..20u64 {
+        tracker.start().unwrap();
+        tracker.protect(PageRange::new(0, PAGES)).unwrap();
+        let writers: Vec<_> = (0..2)
+            .map(|n| {
+                let ram = ram.clone();
+                std::thread::spawn(move || {
+                    for page in (0..PAGES).rev() {
+                        let at = GuestAddress(page * PAGE_SIZE + 64 * n);
+                        ram.guest_memory().write_obj(round, at).unwrap();
+                    }
+                })
+            })
+            .collect();
+        tracker.stop();
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        assert!(tracker.protect(PageRange::new(0, 1)).is_err());
+    }
+    assert_eq!(
+        ram.guest_memory().read_obj::<u64>(GuestAddress(0)).unwrap(),
+        19
+    );
+}
+
 #[test]
 fn kvm_log_leaves_untouched_pages_out_until_they_are_touched() {
     let ram = Arc::new(GuestRam::new(64 << 20).unwrap());
@@ -310,5 +419,5 @@ fn kvm_log_started_again_after_a_stop_begins_anew() {
 fn without_a_kvm_machine_kvm_log_says_what_to_use() {
     let ram = Arc::new(GuestRam::new(RAM).unwrap());
     let error = make(TrackerKind::KvmLog, ram, None).err().unwrap();
-    assert!(error.to_string().contains("wp-async"), "{error}");
+    assert!(error.to_string().contains("wp-group"), "{error}");
 }

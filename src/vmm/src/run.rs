@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -18,6 +19,8 @@ const JOURNAL: &str = "journal";
 const READY: &str = "ready";
 /// Events that a slow subscriber may be behind.
 const EVENTS_KEPT: usize = 1024;
+/// A thread that was needed to wait for something stays for so long.
+const IDLE_THREADS_FOR: Duration = Duration::from_secs(1);
 
 /// How to run.
 #[derive(Clone, Debug)]
@@ -58,6 +61,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.clamp(2, 8))
         .thread_name("vmferry-io")
+        .thread_keep_alive(IDLE_THREADS_FOR)
         .enable_all()
         .build()
         .map_err(RunError::Runtime)?;

@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -17,6 +18,12 @@ pub(crate) struct Asked {
     pub(crate) request: Request,
     /// Where the answer goes: an error is a message for people.
     pub(crate) answer: oneshot::Sender<Result<Answer, String>>,
+}
+
+/// What of a request is read where the rest makes no sense.
+#[derive(Debug, Deserialize)]
+struct Numbered {
+    id: u64,
 }
 
 /// Binds the control socket, readable and writable by its owner only.
@@ -84,7 +91,10 @@ async fn connection(
             Ok(call) => call,
             Err(error) => {
                 let message = format!("not a request: {error}");
-                let _ = lines.send(Line::Error { id: 0, message });
+                // Whoever waits for an answer to that number is to have one.
+                let id =
+                    serde_json::from_slice(&buffer).map_or(0, |numbered: Numbered| numbered.id);
+                let _ = lines.send(Line::Error { id, message });
                 continue;
             }
         };

@@ -473,6 +473,9 @@ impl<'a> World<'a> {
         let detail = "a machine that fails".to_owned();
         let next = match (self.s.faults.machine == Some((side, n)), side) {
             (false, _) => done,
+            (true, Side::Source) if matches!(done, Next::Source(SourceEvent::Resumed)) => {
+                Next::Source(SourceEvent::ResumeFailed { detail })
+            }
             (true, Side::Source) => Next::Source(SourceEvent::Failed { detail }),
             (true, Side::Destination) => Next::Destination(DestinationEvent::Failed { detail }),
         };

@@ -14,7 +14,7 @@ use crate::pace::{self, Pacer};
 use crate::{PageReader, PageWriter, TransportError, explain};
 
 /// What TLS may hold encrypted, in bytes: as much goes into one system call.
-const WRITE_BUFFER: usize = 256 << 10;
+const WRITE_BUFFER: usize = 128 << 10;
 
 #[derive(Debug)]
 struct Writer {

@@ -8,6 +8,7 @@ use vmferry_journal::Journal;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::ownership::{Persist, Stored};
 
+use super::Settle;
 use super::tracker::describe;
 
 /// The journal's thread.
@@ -63,4 +64,10 @@ impl Handler<Forget> for IoJournal {
             tracing::warn!(error = describe(&error), %migration, "old journal records stay");
         }
     }
+}
+
+impl Handler<Settle> for IoJournal {
+    type Result = ();
+
+    fn handle(&mut self, _: Settle, _: &mut SyncContext<Self>) {}
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use actix::{Actor, Handler, Message, Recipient, SyncContext};
 use vmferry_machine::{Machine, MachineError};
 
+use super::Settle;
 use super::tracker::describe;
 
 /// What is done to a machine.
@@ -82,4 +83,10 @@ impl Handler<Do> for Hands {
 
 fn resume(machine: &Arc<dyn Machine>, run: bool) -> Result<(), MachineError> {
     if run { machine.resume() } else { Ok(()) }
+}
+
+impl Handler<Settle> for Hands {
+    type Result = ();
+
+    fn handle(&mut self, _: Settle, _: &mut SyncContext<Self>) {}
 }

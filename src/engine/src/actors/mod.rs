@@ -11,3 +11,8 @@ pub(crate) mod machine;
 pub(crate) mod reception;
 pub(crate) mod tracker;
 pub(crate) mod transport;
+
+/// Answered when all that was asked before is done. For actors with one thread.
+#[derive(Debug, actix::Message)]
+#[rtype(result = "()")]
+pub(crate) struct Settle;

@@ -4,26 +4,31 @@
 //! Whoever connects must first say `Hello` or `Rejoin` with the token: until then a connection
 //! takes nothing from the one that stands, so a stranger with a good certificate can do no harm.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, Recipient};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
-use vmferry_protocol::ids::{ChunkId, Token};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use vmferry_protocol::ids::{ChunkId, MigrationId, Token};
 use vmferry_protocol::message::{self, AbortCode};
 use vmferry_protocol::wire::{FrameDecoder, encode};
 use vmferry_transports::{Control, Incoming, Listener, MAX_STREAMS, TransportError};
 
 use super::tracker::describe;
 use super::transport::{Say, TransportEvent};
-use crate::line::{self, Ear, FromLine, Line};
+use crate::line::{self, A_MOMENT, Ear, FromLine, Line};
 use crate::pages::{self, Admission, Broken};
 
 /// How long a connection may take to introduce itself.
 const INTRODUCTION: Duration = Duration::from_secs(10);
 /// Connections that may be introducing themselves at a time.
 const STRANGERS: usize = 16;
+/// Page streams that may have yet to show the token.
+const STRANGE_STREAMS: usize = MAX_STREAMS as usize;
 
 /// What the owner is told of the page streams.
 #[derive(Debug, Message)]
@@ -45,8 +50,17 @@ pub(crate) struct Reception {
     page_owner: Recipient<PageEvent>,
     listening: Option<JoinHandle<()>>,
     listener: Option<Box<dyn Listener>>,
+    /// The migration that said `Hello`: there is no second one.
+    migration: Option<MigrationId>,
     introducing: JoinSet<()>,
+    /// Those that have said nothing yet, the oldest first.
+    strangers: VecDeque<AbortHandle>,
     streams: JoinSet<()>,
+    strange_streams: VecDeque<(AbortHandle, Arc<AtomicBool>)>,
+    /// Places for the migration's page streams.
+    places: Arc<Semaphore>,
+    /// Connections that say their last words.
+    closing: JoinSet<()>,
     admission: watch::Sender<Option<Admission>>,
     line: Option<Line>,
     epoch: u64,
@@ -65,8 +79,13 @@ impl Reception {
             page_owner,
             listening: None,
             listener: Some(listener),
+            migration: None,
             introducing: JoinSet::new(),
+            strangers: VecDeque::new(),
             streams: JoinSet::new(),
+            strange_streams: VecDeque::new(),
+            places: Arc::new(Semaphore::new(MAX_STREAMS.into())),
+            closing: JoinSet::new(),
             admission: watch::Sender::new(None),
             line: None,
             epoch: 0,
@@ -75,12 +94,26 @@ impl Reception {
 
     fn page_stream(&mut self, stream: Box<dyn vmferry_transports::PageReader>) {
         while self.streams.try_join_next().is_some() {}
-        if self.streams.len() >= usize::from(MAX_STREAMS) {
-            return tracing::warn!("a page stream too many is refused");
+        self.strange_streams
+            .retain(|(task, known)| !task.is_finished() && !known.load(Ordering::Acquire));
+        // Whoever means it speaks at once: the one that has been silent for longest goes.
+        if self.strange_streams.len() >= STRANGE_STREAMS
+            && let Some((task, _)) = self.strange_streams.pop_front()
+        {
+            tracing::warn!("too many page streams that say nothing; one is refused");
+            task.abort();
         }
         let (token, admission) = (self.token, self.admission.subscribe());
-        let owner = self.page_owner.clone();
-        self.streams.spawn(async move {
+        let (owner, places) = (self.page_owner.clone(), self.places.clone());
+        let known = Arc::new(AtomicBool::new(false));
+        let is_known = known.clone();
+        let task = self.streams.spawn(async move {
+            let mut place = None;
+            let admit = || {
+                is_known.store(true, Ordering::Release);
+                place = places.try_acquire_owned().ok();
+                place.is_some()
+            };
             let of_applied = owner.clone();
             let applied = move |chunk| {
                 let told = of_applied.send(PageEvent::Applied(chunk));
@@ -89,23 +122,33 @@ impl Reception {
                     let _ = told.await;
                 }
             };
-            match pages::receive(stream, token, admission, applied).await {
+            match pages::receive(stream, token, admission, admit, applied).await {
                 Ok(()) => {}
-                Err(Broken::Stranger(error)) => tracing::warn!(%error, "page stream refused"),
-                Err(Broken::Silent) => tracing::warn!("a page stream said nothing; refused"),
-                Err(Broken::Cut(detail)) => owner.do_send(PageEvent::Cut(detail)),
+                Err(Broken::Stranger(why)) => tracing::warn!(why, "page stream refused"),
+                Err(Broken::Cut(detail)) => {
+                    // The source may have said why.
+                    tokio::time::sleep(A_MOMENT).await;
+                    owner.do_send(PageEvent::Cut(detail));
+                }
                 Err(Broken::Wrong(detail)) => owner.do_send(PageEvent::Wrong(detail)),
             }
+            drop(place);
         });
+        self.strange_streams.push_back((task, known));
     }
 
     fn control_stream(&mut self, control: Control, addr: Addr<Self>) {
         while self.introducing.try_join_next().is_some() {}
-        if self.introducing.len() >= STRANGERS {
-            return tracing::warn!("too many connections at once; one is refused");
+        self.strangers.retain(|task| !task.is_finished());
+        // As with page streams.
+        if self.strangers.len() >= STRANGERS
+            && let Some(task) = self.strangers.pop_front()
+        {
+            tracing::warn!("too many connections that say nothing; one is refused");
+            task.abort();
         }
         let token = self.token;
-        self.introducing.spawn(async move {
+        let task = self.introducing.spawn(async move {
             let asked = tokio::time::timeout(INTRODUCTION, introduce(control, &token));
             match asked.await {
                 Ok(Ok(introduced)) => addr.do_send(introduced),
@@ -113,6 +156,19 @@ impl Reception {
                 Err(_) => tracing::warn!("a connection said nothing; refused"),
             }
         });
+        self.strangers.push_back(task);
+    }
+
+    /// Whether a connection that shows the token belongs to the migration, by what it says first.
+    fn belongs(&mut self, first: &message::Message) -> bool {
+        match (first, self.migration) {
+            (message::Message::Hello(hello), None) => {
+                self.migration = Some(hello.migration);
+                true
+            }
+            (message::Message::Rejoin { migration, .. }, Some(this)) => *migration == this,
+            _ => false,
+        }
     }
 }
 
@@ -133,19 +189,24 @@ async fn introduce(mut control: Control, token: &Token) -> Result<Introduced, St
             first,
         });
     }
+    let detail = "it does not show the token of the migration that is expected here";
+    refuse(control, detail).await;
+    Err(format!(
+        "its first message, {}, shows no right token",
+        first.name()
+    ))
+}
+
+async fn refuse(mut control: Control, detail: &str) {
     let refusal = message::Message::Abort {
         code: AbortCode::Token,
         phase: "Introduction".to_owned(),
-        detail: "it does not show the token of the migration that is expected here".to_owned(),
+        detail: detail.to_owned(),
     };
     if let Ok(frame) = encode(&refusal) {
         let _ = control.writer.write_all(&frame).await;
     }
     control.writer.finish().await;
-    Err(format!(
-        "its first message, {}, shows no right token",
-        first.name()
-    ))
 }
 
 impl Actor for Reception {
@@ -180,7 +241,14 @@ impl Handler<Came> for Reception {
         match came {
             Ok(Incoming::Control(control)) => self.control_stream(control, ctx.address()),
             Ok(Incoming::Page(stream)) => self.page_stream(stream),
-            Err(error) => tracing::error!(error = describe(&error), "not listening any more"),
+            Err(error) => {
+                let error = describe(&error);
+                tracing::error!(error, "not listening any more");
+                if self.migration.is_none() {
+                    let detail = format!("nobody can come any more: {error}");
+                    self.owner.do_send(TransportEvent::Lost(detail));
+                }
+            }
         }
     }
 }
@@ -198,6 +266,17 @@ impl Handler<Introduced> for Reception {
     type Result = ();
 
     fn handle(&mut self, came: Introduced, ctx: &mut Context<Self>) {
+        if !self.belongs(&came.first) {
+            tracing::warn!(
+                said = came.first.name(),
+                "a connection of another migration refused"
+            );
+            let detail = "another migration is expected, or under way, here";
+            self.introducing.spawn(async move {
+                let _ = tokio::time::timeout(INTRODUCTION, refuse(came.control, detail)).await;
+            });
+            return;
+        }
         self.epoch += 1;
         let ear = ReceptionEar {
             epoch: self.epoch,
@@ -280,7 +359,8 @@ impl Handler<HangUp> for Reception {
 
     fn handle(&mut self, _: HangUp, _: &mut Context<Self>) {
         if let Some(line) = self.line.take() {
-            tokio::spawn(line.close());
+            while self.closing.try_join_next().is_some() {}
+            self.closing.spawn(line.close());
         }
     }
 }
@@ -299,6 +379,7 @@ impl Handler<CloseAll> for Reception {
         let listening = self.listening.take();
         let mut introducing = std::mem::take(&mut self.introducing);
         let mut streams = std::mem::take(&mut self.streams);
+        let mut closing = std::mem::take(&mut self.closing);
         self.admission.send_replace(None);
         ctx.stop();
         Box::pin(async move {
@@ -310,6 +391,7 @@ impl Handler<CloseAll> for Reception {
             if let Some(line) = line {
                 line.close().await;
             }
+            while closing.join_next().await.is_some() {}
             streams.shutdown().await;
         })
     }

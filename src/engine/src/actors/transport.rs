@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, Recipient};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::message;
 use vmferry_protocol::wire::FrameDecoder;
@@ -12,7 +12,7 @@ use vmferry_transports::{Connection, Connector, TransportError};
 
 use super::tracker::describe;
 use crate::encode::Frame;
-use crate::line::{Ear, FromLine, Line};
+use crate::line::{A_MOMENT, Ear, FromLine, Line};
 use crate::pages;
 
 /// What the owner is told.
@@ -25,6 +25,8 @@ pub(crate) enum TransportEvent {
     Heard(message::Message),
     /// There is no connection, or none could be made.
     Lost(String),
+    /// A page stream broke; the control stream stands, as far as is known.
+    PagesBroken(String),
 }
 
 /// The connection's actor. Events of connections before the present one are not passed on.
@@ -38,6 +40,7 @@ pub(crate) struct Transport {
     owner: Recipient<TransportEvent>,
     line: Option<Line>,
     pages: JoinSet<()>,
+    connecting: Option<JoinHandle<()>>,
     /// Number of the present connection or attempt.
     epoch: u64,
 }
@@ -58,6 +61,7 @@ impl Transport {
             owner,
             line: None,
             pages: JoinSet::new(),
+            connecting: None,
             epoch: 0,
         }
     }
@@ -69,8 +73,8 @@ impl Transport {
             let (frames, addr) = ((*self.frames).clone(), addr.clone());
             self.pages.spawn(async move {
                 if let Err(detail) = pages::send(stream, preamble, frames).await {
-                    let what = FromLine::Lost(format!("a page stream: {detail}"));
-                    addr.do_send(OfEpoch { epoch, what });
+                    tokio::time::sleep(A_MOMENT).await;
+                    addr.do_send(Broken { epoch, detail });
                 }
             });
         }
@@ -101,16 +105,17 @@ impl Handler<Connect> for Transport {
     fn handle(&mut self, ask: Connect, ctx: &mut Context<Self>) {
         self.epoch += 1;
         self.pages.abort_all();
-        let old = self.line.take();
+        // It is of no use any more, and has nothing to say that could be waited for.
+        self.line = None;
         let (connector, epoch, addr) = (self.connector.clone(), self.epoch, ctx.address());
-        tokio::spawn(async move {
-            if let Some(line) = old {
-                line.close().await;
-            }
+        let connecting = tokio::spawn(async move {
             tokio::time::sleep(ask.after).await;
             let made = connector.connect(ask.page_streams).await;
             addr.do_send(Made { epoch, made });
         });
+        if let Some(before) = self.connecting.replace(connecting) {
+            before.abort();
+        }
     }
 }
 
@@ -140,6 +145,24 @@ impl Handler<Made> for Transport {
     }
 }
 
+/// A page stream of that epoch's connection broke.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Broken {
+    epoch: u64,
+    detail: String,
+}
+
+impl Handler<Broken> for Transport {
+    type Result = ();
+
+    fn handle(&mut self, Broken { epoch, detail }: Broken, _: &mut Context<Self>) {
+        if epoch == self.epoch && self.line.is_some() {
+            self.owner.do_send(TransportEvent::PagesBroken(detail));
+        }
+    }
+}
+
 /// Something of the connection of that epoch.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -166,7 +189,7 @@ impl Handler<OfEpoch> for Transport {
     type Result = ();
 
     fn handle(&mut self, OfEpoch { epoch, what }: OfEpoch, _: &mut Context<Self>) {
-        // A line ends once, even where both its halves and its page streams say so.
+        // A line ends once, even where both its halves say so.
         if epoch != self.epoch || self.line.is_none() {
             return;
         }
@@ -208,8 +231,13 @@ impl Handler<Close> for Transport {
         self.epoch += 1;
         let line = self.line.take();
         let mut pages = std::mem::take(&mut self.pages);
+        let connecting = self.connecting.take();
         ctx.stop();
         Box::pin(async move {
+            if let Some(task) = connecting {
+                task.abort();
+                let _ = task.await;
+            }
             if let Some(line) = line {
                 line.close().await;
             }

@@ -19,6 +19,7 @@ use vmferry_transports::Listener;
 
 use super::{Arrived, DestinationEnd, DestinationOptions, MakeMachine, misfits};
 use crate::SOFTWARE;
+use crate::actors::Settle;
 use crate::actors::io_journal::{IoJournal, Write, Written};
 use crate::actors::machine::{Do, Done, Hands, What};
 use crate::actors::reception::{Admit, CloseAll, HangUp, PageEvent, Reception};
@@ -48,6 +49,10 @@ pub(super) struct Arrival {
     timer: Option<SpawnHandle>,
     migration: Option<MigrationId>,
     machine: Option<Arc<dyn Machine>>,
+    /// A machine is being made.
+    making: bool,
+    /// How it ended, while a machine is still being made that nobody needs any more.
+    outcome: Option<DestinationOutcome>,
     /// All pages have come: how page streams end does not matter any more.
     complete: bool,
     resumed_ns: u64,
@@ -85,6 +90,8 @@ impl Arrival {
             timer: None,
             migration: None,
             machine: None,
+            making: false,
+            outcome: None,
             complete: false,
             resumed_ns: 0,
             meter: Meter::start(move || {
@@ -130,6 +137,7 @@ impl Arrival {
             // Page streams are let in when there is a machine to write to.
             DestinationOutput::Admit { migration, .. } => self.migration = Some(migration),
             DestinationOutput::PrepareMachine(shape) => {
+                self.making = true;
                 let (make, addr) = (self.make.clone(), ctx.address());
                 tokio::task::spawn_blocking(move || {
                     let made = make(&shape).and_then(|machine| {
@@ -180,6 +188,10 @@ impl Arrival {
     }
 
     fn finish(&mut self, outcome: DestinationOutcome, ctx: &mut Context<Self>) {
+        if self.making {
+            self.outcome = Some(outcome);
+            return;
+        }
         let (Some(team), Some(end)) = (self.team.take(), self.end.take()) else {
             return;
         };
@@ -189,6 +201,9 @@ impl Arrival {
         };
         let closed = async move {
             let _ = team.reception.send(CloseAll).await;
+            // A machine that is not wanted is gone, and so is its RAM: no stream holds it now.
+            let _ = team.hands.send(Settle).await;
+            let _ = team.journal.send(Settle).await;
         };
         let closing = actix::fut::wrap_future::<_, Self>(closed);
         ctx.spawn(actix::fut::ActorFutureExt::map(
@@ -244,6 +259,13 @@ impl Handler<Made> for Arrival {
     type Result = ();
 
     fn handle(&mut self, Made { shape, made }: Made, ctx: &mut Context<Self>) {
+        self.making = false;
+        if let Some(outcome) = self.outcome.take() {
+            if let (Ok(machine), Some(team)) = (made, &self.team) {
+                team.hands.do_send(Do::Stop(machine));
+            }
+            return self.finish(outcome, ctx);
+        }
         let event = match (made, self.migration, &self.team) {
             (Ok(machine), Some(migration), Some(team)) => {
                 let ram = machine.ram().clone();
@@ -254,7 +276,7 @@ impl Handler<Made> for Arrival {
                 DestinationEvent::MachineReady
             }
             (Err(detail), _, _) => DestinationEvent::MachineRefused { detail },
-            // It was given up meanwhile.
+            // It has ended.
             _ => return,
         };
         self.tell(event, ctx);
@@ -269,6 +291,9 @@ impl Handler<TransportEvent> for Arrival {
             TransportEvent::Connected => self.tell(DestinationEvent::Connected, ctx),
             TransportEvent::Lost(detail) => {
                 self.tell(DestinationEvent::ConnectionLost { detail }, ctx);
+            }
+            TransportEvent::PagesBroken(detail) => {
+                self.tell(DestinationEvent::Failed { detail }, ctx)
             }
             TransportEvent::Heard(message) => {
                 self.core.handle_message(self.clock.now(), message);
@@ -285,10 +310,9 @@ impl Handler<PageEvent> for Arrival {
         let event = match event {
             PageEvent::Applied(chunk) => DestinationEvent::ChunksApplied(vec![chunk]),
             PageEvent::Cut(_) | PageEvent::Wrong(_) if self.complete => return,
-            PageEvent::Cut(detail) => {
-                let detail = format!("a page stream was cut: {detail}");
-                DestinationEvent::ConnectionLost { detail }
-            }
+            PageEvent::Cut(detail) => DestinationEvent::Failed {
+                detail: format!("a page stream was cut: {detail}"),
+            },
             PageEvent::Wrong(detail) => DestinationEvent::Failed { detail },
         };
         self.tell(event, ctx);

@@ -20,6 +20,7 @@ use vmferry_transports::Connector;
 use super::summary::summarise;
 use super::{SourceEnd, SourceOptions, Told};
 use crate::SOFTWARE;
+use crate::actors::Settle;
 use crate::actors::compressor::{Compressor, Encode};
 use crate::actors::io_journal::{Forget, IoJournal, Write, Written};
 use crate::actors::machine::{Do, Done, Hands, What};
@@ -250,8 +251,11 @@ impl Migration {
         let start_ns = self.clock.at_ns(Duration::ZERO);
         let closed = async move {
             let _ = team.transport.send(Close).await;
-            // What was asked of the others is done before this: the tracker is off.
+            // What was asked of the others is done before this: the tracker is off, the machine
+            // is stopped, its records are gone.
             let _ = team.tracker.send(StopTracking).await;
+            let _ = team.hands.send(Settle).await;
+            let _ = team.journal.send(Settle).await;
         };
         let closing = actix::fut::wrap_future::<_, Self>(closed);
         ctx.spawn(actix::fut::ActorFutureExt::map(
@@ -304,6 +308,10 @@ impl Handler<TransportEvent> for Migration {
         match event {
             TransportEvent::Connected => self.tell(SourceEvent::Connected, ctx),
             TransportEvent::Lost(detail) => self.tell(SourceEvent::ConnectionLost { detail }, ctx),
+            TransportEvent::PagesBroken(detail) => {
+                let detail = format!("a page stream broke: {detail}");
+                self.tell(SourceEvent::Failed { detail }, ctx);
+            }
             TransportEvent::Heard(message) => {
                 self.core.handle_message(self.clock.now(), message);
                 self.drive(ctx);
@@ -321,11 +329,13 @@ impl Handler<Done> for Migration {
             (What::Save(blob), Ok(())) => SourceEvent::StateSaved { blob },
             (What::Resume, Ok(())) => SourceEvent::Resumed,
             (What::Restore | What::Stop, _) => return,
+            (What::Resume, Err(detail)) => SourceEvent::ResumeFailed {
+                detail: format!("resuming the guest failed: {detail}"),
+            },
             (what, Err(detail)) => {
                 let doing = match what {
                     What::Pause => "pausing the guest",
-                    What::Save(_) => "saving the machine's state",
-                    _ => "resuming the guest",
+                    _ => "saving the machine's state",
                 };
                 let detail = format!("{doing} failed: {detail}");
                 SourceEvent::Failed { detail }

@@ -119,3 +119,181 @@ impl SavedVcpu {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::{kvm_cpuid_entry2, kvm_irqchip};
+
+    use super::*;
+    use crate::config::{Console, MachineKind};
+    use crate::devices::SavedSerial;
+    use crate::kvm::state::{Board, Leaf, Shape};
+
+    fn leaf(function: u32, ecx: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 {
+            function,
+            ecx,
+            ..Default::default()
+        }
+    }
+
+    fn host() -> Host {
+        Host {
+            cpuid: vec![leaf(0, 1), leaf(1, 1 << 20 | 1 << 23)],
+            msrs: vec![0x10, 0x174],
+            xsave2_bytes: Some(4096),
+            tsc_khz: 2_000_000,
+            tsc_scaling: false,
+        }
+    }
+
+    fn config() -> MachineConfig {
+        MachineConfig {
+            kind: MachineKind::Kvm,
+            ram_bytes: 64 << 20,
+            vcpus: 1,
+            boot: Boot::Kernel {
+                kernel: "vmlinux".into(),
+                initrd: None,
+                cmdline: String::new(),
+            },
+            serial: Console::None,
+            debugcon: Console::None,
+        }
+    }
+
+    fn saved() -> Saved {
+        Saved {
+            shape: Shape {
+                ram_bytes: 64 << 20,
+                vcpus: 1,
+                tsc_khz: 2_000_400,
+                saved_at_ns: 0,
+            },
+            vcpus: vec![SavedVcpu {
+                cpuid: host().cpuid.iter().map(Leaf::from).collect(),
+                mp_state: 0,
+                regs: Default::default(),
+                sregs: Default::default(),
+                xcrs: Default::default(),
+                xsave: vec![0; 4096],
+                debug: Default::default(),
+                lapic: Default::default(),
+                msrs: vec![(0x174, 5)],
+                tsc: 7,
+                events: Default::default(),
+            }],
+            board: Board {
+                irqchips: [kvm_irqchip::default(); 3],
+                pit: Default::default(),
+                clock_ns: 9,
+            },
+            serial: SavedSerial {
+                registers: [0; 9],
+                input: vec![1],
+            },
+            workload: None,
+        }
+    }
+
+    #[track_caller]
+    fn refused(change: impl Fn(&mut Saved), words: &str) {
+        let mut saved = saved();
+        change(&mut saved);
+        let why = saved.check(&config(), &host()).unwrap_err();
+        assert!(why.contains(words), "{why}");
+    }
+
+    #[test]
+    fn what_fits_is_taken_and_survives_its_encoding() {
+        let saved = saved();
+        assert_eq!(saved.check(&config(), &host()), Ok(()));
+        let again = Saved::try_from(&saved.encode().unwrap()[..]).unwrap();
+        assert_eq!(again.shape, saved.shape);
+        assert_eq!(again.vcpus, saved.vcpus);
+        assert_eq!(again.serial, saved.serial);
+        assert_eq!(again.board.clock_ns, 9);
+        assert_eq!(again.workload, None);
+    }
+
+    #[test]
+    fn every_missing_feature_is_named() {
+        let guest = [leaf(0, 1), leaf(1, 1 << 20 | 1 << 28 | 1 << 12)];
+        refused(
+            |s| s.vcpus[0].cpuid = guest.iter().map(Leaf::from).collect(),
+            "vCPU 0: this host's processor or KVM lacks features that the guest has: avx, fma",
+        );
+        refused(
+            |s| s.vcpus[0].cpuid = vec![Leaf::from(&leaf(0, 2))],
+            "on a processor by",
+        );
+        refused(|s| s.vcpus[0].cpuid = Vec::new(), "a CPUID of 0 leaves");
+        let wide = kvm_cpuid_entry2 {
+            eax: 52,
+            ..leaf(0x8000_0008, 0)
+        };
+        refused(
+            |s| s.vcpus[0].cpuid.push(Leaf::from(&wide)),
+            "have 52 bits, this host's 36",
+        );
+    }
+
+    #[test]
+    fn what_the_host_cannot_hold_is_refused() {
+        refused(|s| s.vcpus.clear(), "it has 0 vCPUs");
+        refused(|s| s.shape.vcpus = 2, "vCPUs");
+        refused(|s| s.shape.ram_bytes = 0, "0 MiB of RAM");
+        refused(|s| s.vcpus[0].xsave.truncate(400), "of 400 bytes");
+        refused(|s| s.vcpus[0].xsave.push(0), "of 4097 bytes");
+        refused(
+            |s| s.vcpus[0].msrs = vec![(0x175, 1)],
+            "register 0x175, which",
+        );
+        refused(
+            |s| s.vcpus[0].msrs = vec![(0x174, 1); 3],
+            "more model-specific registers",
+        );
+        let mut none_needed = saved();
+        none_needed.vcpus[0].msrs = vec![(0x175, 0)];
+        assert_eq!(none_needed.check(&config(), &host()), Ok(()));
+    }
+
+    #[test]
+    fn a_time_stamp_counter_of_another_frequency_needs_scaling() {
+        refused(|s| s.shape.tsc_khz = 0, "stands still");
+        refused(|s| s.shape.tsc_khz = 2_000_501, "cannot scale it");
+        let mut faster = saved();
+        faster.shape.tsc_khz = 3_000_000;
+        let scaling = Host {
+            tsc_scaling: true,
+            ..host()
+        };
+        assert_eq!(faster.check(&config(), &scaling), Ok(()));
+        assert!(faster.needs_tsc_scaling(&scaling));
+    }
+
+    #[test]
+    fn sections_that_are_unknown_twice_or_missing_are_refused() {
+        let decode = |blob: &[u8]| Saved::try_from(blob).unwrap_err();
+        let blob = saved().encode().unwrap();
+        let mut later = blob.clone();
+        later[4] = 2;
+        assert!(decode(&later).contains("it has version 2, and this vmferry knows 1"));
+        // Magic, version and count of sections take six bytes; then kind and version of the first.
+        let mut unknown = blob.clone();
+        unknown[6] = 99;
+        assert!(decode(&unknown).contains("kind 99, version 1, is not known"));
+        unknown[6] = 1;
+        unknown[7] = 9;
+        assert!(decode(&unknown).contains("kind 1, version 9, is not known"));
+        let mut fewer = saved();
+        fewer.vcpus = vec![fewer.vcpus[0].clone(); 9];
+        assert!(decode(&fewer.encode().unwrap()).contains("too many vCPUs"));
+        let mut many = blob[..5].to_vec();
+        many.extend([0xff, 0xff, 0xff, 0xff, 0x0f]);
+        assert!(decode(&many).contains("cut off"));
+        many.truncate(5);
+        many.push(0);
+        assert!(decode(&many).contains("it has no machine section"));
+    }
+}

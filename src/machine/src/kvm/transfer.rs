@@ -25,6 +25,12 @@ use crate::{MachineConfig, MachineError};
 pub(super) fn save(shared: &Shared, config: &MachineConfig) -> Result<Saved, MachineError> {
     let host = &shared.host;
     let moment = Moment::now();
+    // Not the host's, where it came here with another.
+    let tsc_khz = match shared.vcpus.first() {
+        Some(vcpu) => vcpu.fd().get_tsc_khz(),
+        None => Ok(host.tsc_khz),
+    }
+    .map_err(kvm_error("reading the TSC's frequency"))?;
     let mut vcpus = Vec::new();
     for vcpu in &shared.vcpus {
         let cpuid = shared.cpuid_of(vcpu.index);
@@ -38,9 +44,9 @@ pub(super) fn save(shared: &Shared, config: &MachineConfig) -> Result<Saved, Mac
     for vcpu in &shared.vcpus {
         let values = msrs::read(&vcpu.fd(), &[msrs::TSC])?;
         let tsc = values.first().map_or(0, |&(_, value)| value);
-        counters.push(tsc.wrapping_sub(ticks(moment.age_ns(), host.tsc_khz)));
+        counters.push(tsc.wrapping_sub(ticks(moment.age_ns(), tsc_khz)));
     }
-    in_step(&mut counters, host.tsc_khz);
+    in_step(&mut counters, tsc_khz);
     for (vcpu, tsc) in vcpus.iter_mut().zip(counters) {
         vcpu.tsc = tsc;
     }
@@ -48,7 +54,7 @@ pub(super) fn save(shared: &Shared, config: &MachineConfig) -> Result<Saved, Mac
         shape: Shape {
             ram_bytes: config.ram_bytes,
             vcpus: config.vcpus,
-            tsc_khz: host.tsc_khz,
+            tsc_khz,
             saved_at_ns: moment.real_ns,
         },
         vcpus,

@@ -127,7 +127,7 @@ impl Destination {
         if self.connected && now >= self.last_heard + self.config.silence {
             let detail = format!(
                 "the source has been silent for {} s",
-                self.config.silence.as_secs()
+                self.config.silence.as_secs_f64()
             );
             self.connection_lost(detail);
         }

@@ -82,10 +82,17 @@ pub struct Source {
     connected: bool,
     last_heard: Time,
     last_ping: Time,
+    /// When pages began to be on their way, or an acknowledgement came.
+    last_progress: Time,
     rtt: Option<Duration>,
 }
 
 const PING_EVERY: Duration = Duration::from_secs(1);
+/// At least so many pings go within the silence after which a connection counts as lost.
+const PINGS_A_SILENCE: u32 = 4;
+/// Pages that nobody acknowledges for so many silences are not on their way any more: a page
+/// stream can fail where the control stream does not.
+const STALLED: u32 = 3;
 /// How often to try to tell a destination that the migration is off: about three seconds.
 const TELL_ATTEMPTS: u32 = 5;
 /// How long to try, beyond the silence after which a connection counts as lost.
@@ -109,6 +116,7 @@ impl Source {
             connected: false,
             last_heard: now,
             last_ping: now,
+            last_progress: now,
             rtt: None,
             config,
         }
@@ -125,8 +133,11 @@ impl Source {
         let mut at = None;
         let mut earliest = |t: Time| at = Some(at.map_or(t, |a: Time| a.min(t)));
         if self.connected {
-            earliest(self.last_ping + PING_EVERY);
+            earliest(self.last_ping + self.ping_every());
             earliest(self.last_heard + self.config.silence);
+        }
+        if let Some(stalled) = self.stalled_at() {
+            earliest(stalled);
         }
         if let Some(deadline) = self.pause_deadline() {
             earliest(deadline);
@@ -149,12 +160,19 @@ impl Source {
         if self.connected && now >= self.last_heard + self.config.silence {
             let detail = format!(
                 "the destination has been silent for {} s",
-                self.config.silence.as_secs()
+                self.config.silence.as_secs_f64()
             );
             return self.connection_lost(now, detail);
         }
-        if self.connected && now >= self.last_ping + PING_EVERY {
+        if self.connected && now >= self.last_ping + self.ping_every() {
             self.ping(now);
+        }
+        if self.stalled_at().is_some_and(|t| now >= t) {
+            let detail = format!(
+                "no page has arrived for {} s, though the destination can be heard",
+                (self.config.silence * STALLED).as_secs_f64()
+            );
+            return self.fail(now, AbortCode::Failed, detail);
         }
         if self.pause_deadline().is_some_and(|t| now >= t) {
             let detail = format!(
@@ -224,11 +242,12 @@ impl Source {
             (SourceEvent::CancelRequested, _) => {
                 self.fail(now, AbortCode::Cancelled, "cancelled".to_owned());
             }
-            (SourceEvent::Failed { detail }, State::Resuming(outcome)) => {
-                // Even resuming failed: say both.
+            (SourceEvent::ResumeFailed { detail }, State::Resuming(outcome)) => {
+                // Even resuming failed: say both. The destination is to hear of the abort all the
+                // same.
                 let detail = format!("{}; and then: {detail}", describe(outcome));
                 let code = AbortCode::Failed;
-                self.finish(Outcome::Aborted { code, detail });
+                self.tell_then_finish(now, Outcome::Aborted { code, detail });
             }
             (SourceEvent::Failed { detail }, _) => self.fail(now, AbortCode::Failed, detail),
             // Answers to what was asked before an abort.
@@ -356,6 +375,15 @@ impl Source {
         if self.connected {
             self.outputs.push_back(SourceOutput::Send(message));
         }
+    }
+
+    fn ping_every(&self) -> Duration {
+        PING_EVERY.min(self.config.silence / PINGS_A_SILENCE)
+    }
+
+    /// While the guest stands still, the deadline of the pause comes first.
+    fn stalled_at(&self) -> Option<Time> {
+        (self.state == State::Sending).then(|| self.last_progress + self.config.silence * STALLED)
     }
 
     fn ping(&mut self, now: Time) {

@@ -41,6 +41,7 @@ impl Source {
             }
         }
         self.state = State::Sending;
+        self.last_progress = now;
         let pass = self.pass;
         self.send(Message::PassBegin { pass, pages });
         self.pump(MAX_DATA_PAGES);
@@ -70,6 +71,7 @@ impl Source {
     }
 
     pub(super) fn acknowledged(&mut self, now: Time, chunks: &[ChunkId]) {
+        self.last_progress = now;
         for &chunk in chunks {
             match self.pending.acknowledge(chunk) {
                 Ok(pages) => self.stats.acknowledged(pages),

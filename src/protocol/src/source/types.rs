@@ -73,6 +73,11 @@ pub enum SourceEvent {
     },
     /// The guest runs here again (or stays paused, as it was).
     Resumed,
+    /// The guest cannot be let run again.
+    ResumeFailed {
+        /// Why.
+        detail: String,
+    },
     /// An operator cancels.
     CancelRequested,
     /// Something that was asked for could not be done.

@@ -72,7 +72,11 @@ pub(super) async fn hop(
         start_ns,
         pause_ns,
     } = departure(from, show).await?;
-    let (resumed_ns, extra) = arrival(to).await?;
+    if report.outcome != ReportOutcome::Completed {
+        // It may never have heard of the source; where it has, it has ended or soon will.
+        let _ = to.call(Request::Cancel).await;
+    }
+    let (resumed_ns, extra) = arrival(to, show).await?;
     report.peak_extra_rss_destination_bytes = Some(extra);
     let mut backward = false;
     if let (ReportOutcome::Completed, Some(pause_ns), Some(resume_ns)) =
@@ -82,7 +86,8 @@ pub(super) async fn hop(
         // The first second after the move is part of what is measured.
         let end = resume_ns + SECOND_NS + SECOND_NS / 20;
         show.wait("the guest runs on");
-        super::run_on(to, Duration::from_nanos(end.saturating_sub(monotonic_ns()))).await?;
+        let rest = Duration::from_nanos(end.saturating_sub(monotonic_ns()));
+        super::run_on(to, show, rest).await?;
         let moments = Moments {
             start_ns,
             pause_ns,
@@ -111,7 +116,7 @@ async fn departure(from: &mut Host, show: &Show) -> Result<Migrated, DemoError> 
     loop {
         let event = tokio::select! {
             event = from.event() => event?,
-            _ = tokio::signal::ctrl_c() => {
+            () = show.interrupted() => {
                 show.step("cancelling: the guest goes on at the source");
                 // Too late a cancel is answered by the migration's end.
                 let _ = from.call(Request::Cancel).await;
@@ -129,8 +134,8 @@ async fn departure(from: &mut Host, show: &Show) -> Result<Migrated, DemoError> 
 }
 
 /// When the guest ran again at the destination, if it arrived; and the memory that took.
-async fn arrival(to: &mut Host) -> Result<(Option<u64>, u64), DemoError> {
-    super::until(to, |event| match event {
+async fn arrival(to: &mut Host, show: &Show) -> Result<(Option<u64>, u64), DemoError> {
+    super::until(to, show, |event| match event {
         Event::Received {
             completed,
             resumed_ns,

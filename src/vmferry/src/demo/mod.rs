@@ -52,6 +52,9 @@ pub(crate) enum DemoError {
     /// Ctrl-C outside a migration.
     #[error("interrupted")]
     Interrupted,
+    /// No signals.
+    #[error("cannot listen for Ctrl-C")]
+    Signals(#[source] io::Error),
     /// No random numbers for a token.
     #[error("no random numbers: {0}")]
     Random(String),
@@ -101,6 +104,9 @@ fn finish(args: &DemoArgs, reports: &[MigrationReport]) -> Exit {
             print!("{}", render(report));
         }
     }
+    if let (true, Some(reason)) = (args.json, &last.reason) {
+        eprintln!("vmferry: the migration did not complete: {reason}");
+    }
     let verified = last.guest.verify.as_deref().is_none_or(|v| v == "OK");
     match last.outcome {
         _ if !verified => Exit::VerifyFailed,
@@ -111,7 +117,7 @@ fn finish(args: &DemoArgs, reports: &[MigrationReport]) -> Exit {
 }
 
 async fn demo(args: &DemoArgs) -> Result<Vec<MigrationReport>, DemoError> {
-    let show = Show::new();
+    let show = Show::new().map_err(DemoError::Signals)?;
     let dir = tempfile::Builder::new()
         .prefix("vmferry-demo-")
         .tempdir()
@@ -143,7 +149,7 @@ async fn migrate_all(
     let run_for = args.run_for.unwrap_or(Duration::from_secs(run_for));
     show.wait("the guest runs");
     let mut at = 0;
-    run_on(&mut hosts[at], warm_up).await?;
+    run_on(&mut hosts[at], show, warm_up).await?;
     let mut reports = Vec::new();
     let mut backward = false;
     for n in 1..=args.hops {
@@ -167,10 +173,10 @@ async fn migrate_all(
         at = to;
     }
     show.wait("the guest runs on");
-    run_on(&mut hosts[at], run_for).await?;
+    run_on(&mut hosts[at], show, run_for).await?;
     if built_in && let Some(last) = reports.last_mut() {
         show.wait("the guest verifies its memory");
-        let verdict = verify(&mut hosts[at]).await?;
+        let verdict = verify(&mut hosts[at], show).await?;
         last.guest.verify = Some(match verdict.as_str() {
             "OK" if backward => "FAIL work went backward".to_owned(),
             _ => verdict,
@@ -201,7 +207,7 @@ async fn boot(args: &DemoArgs, host: &mut Host, show: &Show) -> Result<(), DemoE
     host.call(Request::Boot(Box::new(config))).await?;
     if args.kernel.is_none() {
         show.wait("the guest fills its memory");
-        until(host, |event| {
+        until(host, show, |event| {
             matches!(event, Event::WorkloadReady).then_some(())
         })
         .await?;
@@ -209,10 +215,10 @@ async fn boot(args: &DemoArgs, host: &mut Host, show: &Show) -> Result<(), DemoE
     Ok(())
 }
 
-async fn verify(host: &mut Host) -> Result<String, DemoError> {
+async fn verify(host: &mut Host, show: &Show) -> Result<String, DemoError> {
     host.call(Request::Workload(WorkloadCommand::Verify))
         .await?;
-    until(host, |event| match event {
+    until(host, show, |event| match event {
         Event::Verified { verdict } => Some(verdict),
         _ => None,
     })
@@ -222,12 +228,13 @@ async fn verify(host: &mut Host) -> Result<String, DemoError> {
 /// Waits for an event of `host`; the guest's end and Ctrl-C are errors.
 async fn until<T>(
     host: &mut Host,
+    show: &Show,
     mut wanted: impl FnMut(Event) -> Option<T>,
 ) -> Result<T, DemoError> {
     loop {
         let event = tokio::select! {
             event = host.event() => event?,
-            _ = tokio::signal::ctrl_c() => return Err(DemoError::Interrupted),
+            () = show.interrupted() => return Err(DemoError::Interrupted),
         };
         if let Event::GuestEnded { crashed, detail } = event {
             let how = if crashed { "crashed" } else { "stopped" };
@@ -240,8 +247,8 @@ async fn until<T>(
 }
 
 /// Lets the guest run for a while.
-async fn run_on(host: &mut Host, time: Duration) -> Result<(), DemoError> {
-    match tokio::time::timeout(time, until(host, |_| None::<()>)).await {
+async fn run_on(host: &mut Host, show: &Show, time: Duration) -> Result<(), DemoError> {
+    match tokio::time::timeout(time, until(host, show, |_| None::<()>)).await {
         Err(_) => Ok(()),
         Ok(ended) => ended,
     }

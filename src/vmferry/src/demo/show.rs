@@ -1,27 +1,43 @@
-//! What the demo shows while it runs: a line of progress on stderr, nothing on stdout.
+//! The demo's user while it runs: sees a line of progress on stderr, nothing on stdout; may press
+//! Ctrl-C.
 
+use std::io;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex;
 use vmferry_vmm::api::ProgressLine;
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// The display.
+/// The display, and Ctrl-C.
 #[derive(Debug)]
 pub(super) struct Show {
     bar: ProgressBar,
+    /// One for the whole run, so that none is missed while nobody waits for it.
+    interrupts: Mutex<Signal>,
 }
 
 impl Show {
-    /// A display on stderr; where that is no terminal, only the steps are printed.
-    pub(super) fn new() -> Self {
+    /// A display on stderr; where that is no terminal, only the steps are printed. From here on
+    /// Ctrl-C is for [`Show::interrupted`]. Inside a tokio runtime.
+    ///
+    /// # Errors
+    /// The error of listening for signals.
+    pub(super) fn new() -> io::Result<Self> {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         // The template is fixed and known to be right; the default would do as well.
         if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg}") {
             bar.set_style(style);
         }
-        Self { bar }
+        let interrupts = Mutex::new(signal(SignalKind::interrupt())?);
+        Ok(Self { bar, interrupts })
+    }
+
+    /// Resolves when Ctrl-C is pressed, or was since it last resolved. Safe to drop halfway.
+    pub(super) async fn interrupted(&self) {
+        self.interrupts.lock().await.recv().await;
     }
 
     /// Something has been done, or begins.
