@@ -40,6 +40,29 @@ fn a_guest_arrives_whole_whatever_it_writes() {
 }
 
 #[test]
+fn groups_bring_neighbours_along_and_only_what_changed_travels() {
+    for group_pages in [2, 16, 512] {
+        for seed in 0..8 {
+            let scenario = Scenario {
+                group_pages,
+                seed,
+                writes: Writes::Uniform { rate: 3000 },
+                ..Scenario::default()
+            };
+            let grouped = ok(&scenario);
+            assert!(completed(&grouped), "{group_pages} {seed} {grouped:?}");
+            assert!(grouped.pages_unchanged > 0, "{group_pages} {seed}");
+            let exact = ok(&Scenario {
+                group_pages: 1,
+                ..scenario
+            });
+            let (sent, most) = (grouped.pages_sent, exact.pages_sent);
+            assert!(sent * 100 <= most * 120, "{group_pages}: {sent}, {most}");
+        }
+    }
+}
+
+#[test]
 fn a_paused_guest_stays_paused() {
     let scenario = Scenario {
         run_state: RunState::Paused,

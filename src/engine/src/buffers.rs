@@ -68,7 +68,8 @@ mod tests {
         let part = shared.slice(1..3);
         drop(shared);
         assert_eq!(&part[..], b"ag");
-        assert_ne!(buffers.take(10).as_ptr(), at);
+        let other = buffers.take(10);
+        assert_ne!(other.as_ptr(), at);
         drop(part);
         let again = buffers.take(10);
         assert!(again.is_empty() && again.as_ptr() == at);

@@ -4,6 +4,7 @@
 //! is being read is in the next harvest. What is judged and sent is the copy, never the page again.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -16,6 +17,7 @@ use vmferry_protocol::{PAGE_SIZE, PageRange};
 use vmferry_tracker::{DirtyTracker, TrackerError};
 
 use crate::buffers::Buffers;
+use crate::fingerprints::Fingerprints;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -47,12 +49,23 @@ pub struct Frame {
     pub stats: ChunkStats,
 }
 
+/// What became of a chunk.
+#[derive(Clone, Debug)]
+pub enum Encoded {
+    /// To be sent.
+    Frame(Frame),
+    /// The destination has all of it.
+    Unchanged(ChunkStats),
+}
+
 /// Makes frames; one for each thread.
 pub struct Encoder {
     ram: Arc<GuestRam>,
     tracker: Arc<dyn DirtyTracker>,
     codec: Box<dyn PageCodec>,
     buffers: Buffers,
+    /// What was last sent, where that is compared.
+    sent: Option<Arc<Fingerprints>>,
 }
 
 impl std::fmt::Debug for Encoder {
@@ -62,7 +75,7 @@ impl std::fmt::Debug for Encoder {
 }
 
 impl Encoder {
-    /// An encoder of `ram`'s pages.
+    /// An encoder of `ram`'s pages; with `sent`, of those only that differ from what was sent.
     ///
     /// # Errors
     /// [`EncodeError::Codec`] where the library refuses the level.
@@ -71,12 +84,14 @@ impl Encoder {
         tracker: Arc<dyn DirtyTracker>,
         codec: CodecSpec,
         buffers: Buffers,
+        sent: Option<Arc<Fingerprints>>,
     ) -> Result<Self, EncodeError> {
         Ok(Self {
             ram,
             tracker,
             codec: encoder(codec)?,
             buffers,
+            sent,
         })
     }
 
@@ -84,12 +99,29 @@ impl Encoder {
     ///
     /// # Errors
     /// [`EncodeError`]; some pages may be protected by then.
-    pub fn encode(&mut self, chunk: &Chunk) -> Result<Frame, EncodeError> {
+    pub fn encode(&mut self, chunk: &Chunk) -> Result<Encoded, EncodeError> {
+        let began = Instant::now();
         for &range in &chunk.ranges {
             self.tracker.protect(range)?;
         }
         let mut pages = self.buffers.take(MAX_ENCODED);
         let (zero, data) = self.read(&chunk.ranges, &mut pages)?;
+        let count = |ranges: &[PageRange]| ranges.iter().map(|r| r.count).sum::<u64>();
+        let (pages_zero, pages_data) = (count(&zero), count(&data));
+        let mut stats = ChunkStats {
+            chunk: chunk.id,
+            bytes_wire: 0,
+            bytes_encoded: 0,
+            codec: CodecId::Zero as u8,
+            pages_data,
+            pages_zero,
+            pages_unchanged: chunk.pages() - pages_zero - pages_data,
+            read: began.elapsed(),
+        };
+        if stats.pages_unchanged == chunk.pages() {
+            drop(self.buffers.share(pages));
+            return Ok(Encoded::Unchanged(stats));
+        }
         let (codec, content) = self.compress(pages)?;
         let header = ChunkHeader {
             chunk: chunk.id,
@@ -100,22 +132,17 @@ impl Encoder {
             encoded_len: content.len() as u32,
         };
         let head = header.encode(&content)?;
-        let count = |ranges: &[PageRange]| ranges.iter().map(|r| r.count).sum();
-        Ok(Frame {
-            stats: ChunkStats {
-                chunk: chunk.id,
-                bytes_wire: (head.len() + content.len()) as u64,
-                bytes_encoded: content.len() as u64,
-                codec: codec as u8,
-                pages_data: count(&header.data),
-                pages_zero: count(&header.zero),
-            },
+        stats.codec = codec as u8;
+        stats.bytes_encoded = content.len() as u64;
+        stats.bytes_wire = (head.len() + content.len()) as u64;
+        Ok(Encoded::Frame(Frame {
+            stats,
             head: head.into(),
             content,
-        })
+        }))
     }
 
-    /// Copies the pages that are not zero to `out`, and says which are which.
+    /// Copies the pages that are to be sent and not zero to `out`, and says which are which.
     fn read(
         &self,
         ranges: &[PageRange],
@@ -127,11 +154,20 @@ impl Encoder {
             out.resize(start + PAGE, 0);
             self.ram
                 .copy_out(PageRange::new(gfn, 1), &mut out[start..])?;
-            if is_zero(&out[start..]) {
+            let content = Some(&out[start..]).filter(|page| !is_zero(page));
+            let changed = match &self.sent {
+                Some(sent) => sent.changed(gfn, content)?,
+                None => true,
+            };
+            let list = match content {
+                Some(_) => &mut data,
+                None => &mut zero,
+            };
+            if changed {
+                add(list, gfn);
+            }
+            if content.is_none() || !changed {
                 out.truncate(start);
-                add(&mut zero, gfn);
-            } else {
-                add(&mut data, gfn);
             }
         }
         Ok((zero, data))

@@ -11,6 +11,7 @@ mod buffers;
 mod clock;
 pub mod destination;
 mod encode;
+mod fingerprints;
 mod line;
 mod meter;
 mod pages;
@@ -19,7 +20,8 @@ pub mod source;
 
 pub use apply::{ApplyError, RamWriter, read_chunk};
 pub use buffers::Buffers;
-pub use encode::{EncodeError, Encoder, Frame};
+pub use encode::{EncodeError, Encoded, Encoder, Frame};
+pub use fingerprints::{Fingerprints, KEY_BYTES};
 
 /// Name and version of this software, as the other side is told.
 pub const SOFTWARE: &str = concat!("vmferry ", env!("CARGO_PKG_VERSION"));

@@ -161,6 +161,8 @@ fn chunk_sent() -> ChunkStats {
         codec: 1,
         pages_data: 3,
         pages_zero: 0,
+        pages_unchanged: 0,
+        read: Duration::ZERO,
     }
 }
 

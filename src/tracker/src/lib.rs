@@ -192,12 +192,21 @@ pub fn make(
     }
 }
 
-/// The tracker that serves a machine of this sort best, of those that there are.
+/// The tracker that serves a machine of this sort best, of those that this host can have; and
+/// why, in words.
 #[must_use]
-pub fn default_kind(is_kvm: bool) -> TrackerKind {
-    if is_kvm {
-        TrackerKind::KvmLog
-    } else {
-        TrackerKind::WpAsync
+pub fn default_kind(is_kvm: bool) -> (TrackerKind, String) {
+    match wp_group::probe() {
+        Ok(()) => (
+            TrackerKind::WpGroup,
+            "one notification for a group of pages".to_owned(),
+        ),
+        Err(error) if is_kvm => (TrackerKind::KvmLog, without_groups(&error)),
+        Err(error) => (TrackerKind::WpAsync, without_groups(&error)),
     }
+}
+
+fn without_groups(error: &TrackerError) -> String {
+    let cause = std::error::Error::source(error).map_or_else(String::new, |e| format!(": {e}"));
+    format!("wp-group cannot be used ({error}{cause})")
 }

@@ -107,7 +107,7 @@ pub(crate) struct DemoArgs {
     /// raw, lz4, zstd[:LEVEL], brotli[:LEVEL]
     #[arg(long, default_value = "lz4", value_parser = codec)]
     pub(crate) codec: String,
-    /// kvm-log, wp-async, or auto (what suits the machine)
+    /// wp-group, kvm-log, wp-async, or auto (the best that this host can have)
     #[arg(long, default_value = "auto", value_parser = tracker)]
     pub(crate) tracker: String,
     /// Limit of the link in Mbit/s; 0 is no limit

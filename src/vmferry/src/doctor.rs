@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use vmferry_memory::GuestRam;
-use vmferry_tracker::{TrackerKind, make};
+use vmferry_tracker::{TrackerKind, default_kind, make};
 
 use crate::cli::DoctorArgs;
 use crate::{Exit, fail};
@@ -72,14 +72,19 @@ fn wp_async() -> Result<String, String> {
 fn findings() -> Vec<Finding> {
     let kvm = kvm_usable();
     let machine = match &kvm {
-        Ok(()) => "demo --machine auto uses a KVM machine, tracked by kvm-log",
-        Err(_) => "demo --machine auto uses a process machine, tracked by wp-async",
+        Ok(()) => "demo --machine auto uses a KVM machine",
+        Err(_) => "demo --machine auto uses a process machine",
     };
+    let (tracker, why) = default_kind(kvm.is_ok());
     vec![
         finding("kvm", kvm.map(|()| format!("{KVM} can be used"))),
         finding("huge-pages", huge_pages()),
         finding("wp-async", wp_async()),
         finding("machine", Ok(machine.to_owned())),
+        finding(
+            "tracker",
+            Ok(format!("--tracker auto uses {tracker}: {why}")),
+        ),
     ]
 }
 

@@ -51,7 +51,11 @@ pub(crate) fn leave(
 ) -> Result<(SourceHandle, MigrationId), String> {
     let kind: TransportKind = asked.transport.parse().map_err(|e| describe(&e))?;
     let tracker = match asked.tracker.as_str() {
-        "auto" => default_kind(machine.config().kind == MachineKind::Kvm),
+        "auto" => {
+            let (kind, why) = default_kind(machine.config().kind == MachineKind::Kvm);
+            tracing::info!(%kind, why, "tracker chosen");
+            kind
+        }
         name => name.parse::<TrackerKind>().map_err(|e| describe(&e))?,
     };
     let max_blackout = Duration::try_from_secs_f64(asked.max_blackout_ms / 1e3)

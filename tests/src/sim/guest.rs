@@ -56,6 +56,13 @@ impl Memory {
         &self.present
     }
 
+    /// The version of a page; 0 where it does not exist.
+    #[must_use]
+    pub fn version(&self, gfn: u64) -> u32 {
+        let here = u32::from(self.present.contains(gfn));
+        self.newer.get(&gfn).copied().unwrap_or(here)
+    }
+
     /// Brings `range` into being, at version 1.
     pub fn touch(&mut self, range: PageRange) {
         self.present.insert(range);
@@ -90,10 +97,6 @@ impl Memory {
     /// The first page that differs, and both versions (0: not there).
     #[must_use]
     pub fn first_difference(&self, other: &Self) -> Option<(u64, u32, u32)> {
-        let of = |m: &Self, gfn| {
-            let here = m.present.contains(gfn);
-            m.newer.get(&gfn).copied().unwrap_or(u32::from(here))
-        };
         if self == other {
             return None;
         }
@@ -107,9 +110,9 @@ impl Memory {
         runs(&self.present);
         runs(&other.present);
         frames.sort_unstable();
-        let differs = |gfn: &u64| of(self, *gfn) != of(other, *gfn);
+        let differs = |gfn: &u64| self.version(*gfn) != other.version(*gfn);
         let gfn = frames.into_iter().find(differs)?;
-        Some((gfn, of(self, gfn), of(other, gfn)))
+        Some((gfn, self.version(gfn), other.version(gfn)))
     }
 }
 
@@ -169,13 +172,14 @@ pub(super) struct Guest {
     dirty: PageSet,
     tracking: bool,
     notifications: u64,
+    group_pages: u64,
     rng: Rng,
     /// Writes owed for time too short for one.
     owed: u64,
 }
 
 impl Guest {
-    pub(super) fn new(layout: &RamLayout, touched: u64, seed: u64) -> Self {
+    pub(super) fn new(layout: &RamLayout, touched: u64, group_pages: u64, seed: u64) -> Self {
         let mut memory = Memory::new(layout);
         let mut left = touched;
         for region in layout.regions() {
@@ -188,6 +192,7 @@ impl Guest {
             dirty: PageSet::new(layout),
             tracking: false,
             notifications: 0,
+            group_pages: group_pages.max(1),
             rng: Rng::new(seed),
             owed: 0,
         }
@@ -196,7 +201,12 @@ impl Guest {
     pub(super) fn write(&mut self, gfn: u64) {
         self.memory.write(gfn);
         if self.tracking && !self.dirty.contains(gfn) {
-            self.dirty.insert(PageRange::new(gfn, 1));
+            let group = gfn - gfn % self.group_pages;
+            for page in group..group + self.group_pages {
+                if self.memory.present.contains(page) {
+                    self.dirty.insert(PageRange::new(page, 1));
+                }
+            }
             self.notifications += 1;
         }
     }

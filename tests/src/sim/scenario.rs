@@ -146,6 +146,9 @@ pub struct Scenario {
     pub touched: u64,
     /// How the guest writes.
     pub writes: Writes,
+    /// Pages that a write makes perhaps dirty together; from 2 on, contents are compared before
+    /// they are sent.
+    pub group_pages: u64,
     /// The guest runs in slices of this length.
     pub slice: Duration,
     /// Running or paused.
@@ -189,6 +192,7 @@ impl Default for Scenario {
             layout,
             touched: 1200,
             writes: Writes::Uniform { rate: 20_000 },
+            group_pages: 1,
             slice: Duration::from_micros(100),
             run_state: RunState::Running,
             streams: 4,

@@ -142,10 +142,28 @@ impl World<'_> {
             }
             None => self.guest.read(&chunk.ranges),
         };
-        let (zero, data) = split(&chunk.ranges);
+        let ranges = self.changed(&chunk.ranges, &newer);
+        let considered: u64 = chunk.ranges.iter().map(|r| r.count).sum();
+        let (zero, data) = split(&ranges);
         let pages = |ranges: &[PageRange]| ranges.iter().map(|r| r.count).sum::<u64>();
         let (pages_zero, pages_data) = (pages(&zero), pages(&data));
         self.pages_sent += pages_zero + pages_data;
+        let pages_unchanged = considered - pages_zero - pages_data;
+        self.pages_unchanged += pages_unchanged;
+        let mut stats = ChunkStats {
+            chunk: chunk.id,
+            bytes_wire: 0,
+            bytes_encoded: 0,
+            codec: 1,
+            pages_data,
+            pages_zero,
+            pages_unchanged,
+            read: self.s.costs.read,
+        };
+        if pages_unchanged == considered {
+            self.arrived(chunk.id);
+            return self.tell_source(SourceEvent::ChunkUnchanged(stats));
+        }
         let bytes = if self.s.encode {
             let content = if data.is_empty() {
                 Vec::new()
@@ -171,27 +189,40 @@ impl World<'_> {
         let bytes_wire = bytes_encoded + HEADER_BYTES;
         let frame = PageFrame {
             chunk: chunk.id,
-            ranges: chunk.ranges,
-            newer,
+            newer: newer_of(newer, &ranges),
+            ranges,
             bytes,
         };
         let stream = self.rng.below(u64::from(self.s.streams.max(1))) as usize;
         let jitter = std::time::Duration::from_nanos(self.rng.below(50_000));
         let (left, arrives) = self.wire.page(self.now, stream, bytes_wire, jitter);
-        let stats = ChunkStats {
-            chunk: frame.chunk,
-            bytes_wire,
-            bytes_encoded,
-            codec: 1,
-            pages_data,
-            pages_zero,
-        };
+        (stats.bytes_wire, stats.bytes_encoded) = (bytes_wire, bytes_encoded);
         self.at(left, Next::Source(SourceEvent::ChunkSent(stats)));
         if self.wire.up {
             let epoch = self.wire.epoch;
             self.at(arrives, Next::Page { epoch, frame });
         }
         Ok(())
+    }
+
+    /// The pages that differ from what was sent last, where that is compared; and remembers them.
+    fn changed(&mut self, ranges: &[PageRange], newer: &[(u64, u32)]) -> Vec<PageRange> {
+        if self.s.group_pages < 2 {
+            return ranges.to_vec();
+        }
+        let newer: std::collections::BTreeMap<u64, u32> = newer.iter().copied().collect();
+        let mut changed: Vec<PageRange> = Vec::new();
+        for gfn in ranges.iter().flat_map(PageRange::frames) {
+            let version = newer.get(&gfn).copied().unwrap_or(1);
+            if self.sent.insert(gfn, version) == Some(version) {
+                continue;
+            }
+            match changed.last_mut() {
+                Some(last) if last.end() == gfn => last.count += 1,
+                _ => changed.push(PageRange::new(gfn, 1)),
+            }
+        }
+        changed
     }
 
     /// The destination has said so: these pages may travel again.
@@ -204,6 +235,12 @@ impl World<'_> {
     pub(super) fn ran_before(&self) -> bool {
         self.s.run_state == RunState::Running
     }
+}
+
+/// The versions of the pages of `ranges`.
+fn newer_of(mut newer: Vec<(u64, u32)>, ranges: &[PageRange]) -> Vec<(u64, u32)> {
+    newer.retain(|(gfn, _)| ranges.iter().any(|r| r.contains(*gfn)));
+    newer
 }
 
 /// Blocks of eight pages of which the last is zero, so that chunks have both kinds.

@@ -88,6 +88,8 @@ pub struct Report {
     pub stats: Option<SourceStats>,
     /// Pages sent, repeats included.
     pub pages_sent: u64,
+    /// Pages left out, as the destination had them.
+    pub pages_unchanged: u64,
     /// From the pause until the guest runs again, wherever.
     pub blackout: Option<Duration>,
 }
@@ -145,6 +147,9 @@ pub(super) struct World<'a> {
     pub(super) stats: Option<SourceStats>,
     pub(super) harvests: u32,
     pub(super) pages_sent: u64,
+    pub(super) pages_unchanged: u64,
+    /// Versions last sent, where contents are compared.
+    pub(super) sent: BTreeMap<u64, u32>,
     pub(super) paused_at: Option<Time>,
     pub(super) blackout: Option<Duration>,
     trace: Vec<String>,
@@ -180,7 +185,7 @@ impl<'a> World<'a> {
             source: Some(Source::new(source, Time::ZERO)),
             destination: Some(Destination::new(destination, Time::ZERO)),
             wire: Wire::new(s.link, s.streams),
-            guest: Guest::new(&s.layout, s.touched, s.seed),
+            guest: Guest::new(&s.layout, s.touched, s.group_pages, s.seed),
             runs: running,
             machine: None,
             rights: Rights {
@@ -203,6 +208,8 @@ impl<'a> World<'a> {
             stats: None,
             harvests: 0,
             pages_sent: 0,
+            pages_unchanged: 0,
+            sent: BTreeMap::new(),
             paused_at: None,
             blackout: None,
             trace: Vec::new(),
@@ -286,6 +293,7 @@ impl<'a> World<'a> {
             messages: self.messages.clone(),
             stats: self.stats.take().or(stats),
             pages_sent: self.pages_sent,
+            pages_unchanged: self.pages_unchanged,
             blackout: self.blackout,
         })
     }

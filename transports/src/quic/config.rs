@@ -21,17 +21,14 @@ const JUMBO_PAYLOAD: u16 = 8_952;
 /// The smallest window, in bytes. It also suits loopback best: what is in flight stays in the
 /// processor's cache and in the receiver's kernel buffer.
 const MIN_WINDOW: u64 = 2 << 20;
-/// The largest, and what a link of unknown speed gets.
+/// The largest, and what any other link of unknown speed gets.
 const MAX_WINDOW: u64 = 8 << 20;
 
 /// Unacknowledged bytes in flight, of all streams together: twice the bandwidth-delay product, as
 /// the round trip grows when the link is busy. Each end holds as much at most.
 fn window(hint: LinkHint, loopback: bool) -> u64 {
-    if loopback {
-        return MIN_WINDOW;
-    }
     if hint.mbit == 0 || hint.rtt_ms == 0 {
-        return MAX_WINDOW;
+        return if loopback { MIN_WINDOW } else { MAX_WINDOW };
     }
     // Mbit/s × ms = 1000 bits.
     let bytes = hint.mbit.saturating_mul(hint.rtt_ms).saturating_mul(125);
@@ -125,5 +122,10 @@ mod tests {
         assert_eq!(of(1_000, 20), 5_000_000);
         assert_eq!(of(u64::MAX, u64::MAX), MAX_WINDOW);
         assert_eq!(window(LinkHint::default(), true), MIN_WINDOW);
+        let hint = LinkHint {
+            mbit: 1_000,
+            rtt_ms: 20,
+        };
+        assert_eq!(window(hint, true), window(hint, false));
     }
 }

@@ -5,7 +5,7 @@ use vmferry_protocol::pending::Chunk;
 use vmferry_protocol::source::SourceEvent;
 
 use super::tracker::Live;
-use crate::encode::{Encoder, Frame};
+use crate::encode::{Encoded, Encoder, Frame};
 use crate::source::Told;
 
 /// A compressor thread.
@@ -35,7 +35,10 @@ impl Handler<Encode> for Compressor {
             return;
         };
         match self.encoder.encode(&chunk) {
-            Ok(frame) => {
+            Ok(Encoded::Unchanged(stats)) => {
+                self.owner.do_send(Told(SourceEvent::ChunkUnchanged(stats)));
+            }
+            Ok(Encoded::Frame(frame)) => {
                 // Counted before it goes, so that it is counted before it is acknowledged.
                 self.owner
                     .do_send(Told(SourceEvent::ChunkSent(frame.stats)));

@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock, RwLockReadGuard};
 use actix::{Actor, Handler, Message, Recipient, SyncContext};
 use vmferry_protocol::source::SourceEvent;
 use vmferry_protocol::{PageSet, RamLayout};
-use vmferry_tracker::DirtyTracker;
+use vmferry_tracker::{DirtyTracker, PassFacts, TrackerError};
 
 use crate::source::Told;
 
@@ -47,7 +47,8 @@ impl Actor for Tracker {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(crate) struct Harvest {
-    pub(crate) pass: u32,
+    /// The pass that begins, and how the last one went; its pages are found by the harvest.
+    pub(crate) facts: PassFacts,
 }
 
 /// End tracking.
@@ -58,16 +59,19 @@ pub(crate) struct StopTracking;
 impl Handler<Harvest> for Tracker {
     type Result = ();
 
-    fn handle(&mut self, Harvest { pass }: Harvest, _: &mut SyncContext<Self>) {
+    fn handle(&mut self, Harvest { mut facts }: Harvest, _: &mut SyncContext<Self>) {
         if self.live.guard().is_none() {
             return;
         }
         let mut dirty = PageSet::new(&self.layout);
         let mut harvest = || {
-            if pass == 1 {
+            if facts.pass == 1 {
                 self.tracker.start()?;
             }
-            self.tracker.harvest(&mut |run| dirty.insert(run))
+            let stats = self.tracker.harvest(&mut |run| dirty.insert(run))?;
+            facts.pages = stats.pages;
+            self.tracker.next_pass(&facts);
+            Ok::<_, TrackerError>(stats)
         };
         self.owner.do_send(Told(match harvest() {
             Ok(stats) => SourceEvent::Harvested {

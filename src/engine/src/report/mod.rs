@@ -83,6 +83,8 @@ pub struct PassReport {
     pub pages_considered: u64,
     /// Pages whose content travelled (zero pages do not).
     pub pages_sent: u64,
+    /// Pages left out, as their content was what the destination had.
+    pub pages_unchanged: u64,
     /// Write notifications that the guest paid for before this pass.
     pub notifications: u64,
     /// Bytes on the page streams, before TLS.

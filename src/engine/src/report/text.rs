@@ -105,16 +105,17 @@ fn write_passes(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
     }
     writeln!(
         out,
-        "  pass         ms   considered        sent  notifications        wire"
+        "  pass         ms   considered   unchanged        sent  notifications        wire"
     )?;
     for p in &r.passes {
         writeln!(
             out,
-            "  {:>3}{} {:>9.1} {:>12} {:>11} {:>14} {:>11}",
+            "  {:>3}{} {:>9.1} {:>12} {:>11} {:>11} {:>14} {:>11}",
             p.pass,
             if p.r#final { "*" } else { " " },
             p.duration_ms,
             p.pages_considered,
+            p.pages_unchanged,
             p.pages_sent,
             p.notifications,
             mib(p.bytes_wire)

@@ -6,15 +6,18 @@ use std::time::Duration;
 use actix::{
     Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle, SyncArbiter,
 };
+use rand::TryRngCore;
+use rand::rngs::OsRng;
 use tokio::sync::{oneshot, watch};
 use vmferry_journal::Journal;
 use vmferry_machine::Machine;
+use vmferry_memory::GuestRam;
 use vmferry_protocol::message::VmShape;
 use vmferry_protocol::source::{
     Outcome, Progress, Source, SourceConfig, SourceEvent, SourceOutput,
 };
 use vmferry_protocol::{PAGE_SIZE, RamLayout};
-use vmferry_tracker::DirtyTracker;
+use vmferry_tracker::{DirtyTracker, PassFacts};
 use vmferry_transports::Connector;
 
 use super::summary::summarise;
@@ -29,6 +32,7 @@ use crate::actors::transport::{Close, Connect, Say, Transport, TransportEvent};
 use crate::buffers::Buffers;
 use crate::clock::Clock;
 use crate::encode::{Encoder, Frame};
+use crate::fingerprints::{Fingerprints, KEY_BYTES};
 use crate::meter::Meter;
 
 /// Costs of a switchover beside pages and round trips, as reckoned before any was measured.
@@ -36,6 +40,8 @@ const FIXED_COST: Duration = Duration::from_millis(5);
 /// The guest stands still for at most so many times the blackout that is accepted, and a while.
 const PAUSE_FACTOR: u32 = 4;
 const PAUSE_AT_LEAST: Duration = Duration::from_secs(5);
+/// What reading and comparing pages may take while the guest is paused.
+const READ_BUDGET: Duration = Duration::from_millis(3);
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 /// The actors that it directs. They end when nobody can send to them any more.
@@ -60,6 +66,14 @@ pub(crate) struct Migration {
     meter: Meter,
     progress: watch::Sender<Option<Progress>>,
     end: Option<oneshot::Sender<SourceEnd>>,
+}
+
+fn fingerprints(ram: &GuestRam) -> Result<Fingerprints, String> {
+    let mut key = [0; KEY_BYTES];
+    OsRng
+        .try_fill_bytes(&mut key)
+        .map_err(|e| format!("no random numbers: {e}"))?;
+    Ok(Fingerprints::new(ram, key))
 }
 
 /// What the team is made of, once the actor has an address.
@@ -87,8 +101,15 @@ impl Migration {
         let of_meter = Arc::downgrade(&ram);
         let meter = Meter::start(move || of_meter.upgrade());
         let buffers = Buffers::default();
+        let sent = match tracker.compares_content() {
+            true => Some(Arc::new(fingerprints(&ram)?)),
+            false => None,
+        };
         let encoders = (0..options.compressors.max(1))
-            .map(|_| Encoder::new(ram.clone(), tracker.clone(), options.codec, buffers.clone()))
+            .map(|_| {
+                let (ram, tracker) = (ram.clone(), tracker.clone());
+                Encoder::new(ram, tracker, options.codec, buffers.clone(), sent.clone())
+            })
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| e.to_string())?;
         let clock = Clock::start();
@@ -209,7 +230,10 @@ impl Migration {
         let machine = self.machine.clone();
         match output {
             SourceOutput::Send(message) => team.transport.do_send(Say(message)),
-            SourceOutput::Harvest { pass } => team.tracker.do_send(Harvest { pass }),
+            SourceOutput::Harvest { pass } => {
+                let facts = self.facts(pass);
+                team.tracker.do_send(Harvest { facts });
+            }
             SourceOutput::SendChunk(chunk) => team.compressors.do_send(Encode(chunk)),
             SourceOutput::Pause => team.hands.do_send(Do::Pause(machine)),
             // This machine has no storage whose jobs could be in flight.
@@ -231,6 +255,23 @@ impl Migration {
                 team.journal.do_send(Forget(self.options.migration));
             }
             SourceOutput::Finished(outcome) => self.finish(outcome, ctx),
+        }
+    }
+
+    /// How the last pass went, for a tracker that adapts to it.
+    fn facts(&self, pass: u32) -> PassFacts {
+        let threads = self.options.compressors.max(1) as u32;
+        let last = self.core.stats().passes.last();
+        let read = last.map_or(0, |p| p.pages_considered);
+        let pages = u32::try_from(read.max(1)).unwrap_or(u32::MAX);
+        let per_page = last.map_or(Duration::ZERO, |p| p.read / pages / threads);
+        PassFacts {
+            pass,
+            pages: 0,
+            read,
+            changed: last.map_or(0, |p| p.pages_data + p.pages_zero),
+            per_page,
+            budget: READ_BUDGET,
         }
     }
 

@@ -9,6 +9,8 @@
 //! - `Connected` and `ConnectionLost` are told once for each connection or attempt to make one.
 //!   `Reconnect` means that the connection before it, if it still stands, is to be closed, and its
 //!   end not told. Nothing of an older connection is told after `Connected`.
+//! - Each chunk is answered once: `ChunkSent` before its frame can be acknowledged, or
+//!   `ChunkUnchanged` where there is nothing to send.
 //! - A harvest clears nothing; a chunk's pages are protected when it is sent, then read.
 //! - Work that an abort has overtaken may be finished or dropped; what it answers is ignored.
 //! - After `ResumeGuest` the migration may go on for some seconds, until the destination has heard
@@ -17,6 +19,7 @@
 mod precopy;
 mod progress;
 mod switchover;
+mod timers;
 mod types;
 
 use std::collections::VecDeque;
@@ -76,6 +79,9 @@ pub struct Source {
     pass: u32,
     not_shrinking: u32,
     final_chunk_pages: u64,
+    /// Chunks handed to the page streams, and chunks of which nothing was to be sent.
+    chunks_sent: u64,
+    chunks_unchanged: u64,
     all_sent: bool,
     /// The destination has dropped its machine, or said that it gives up.
     gone_there: bool,
@@ -87,12 +93,6 @@ pub struct Source {
     rtt: Option<Duration>,
 }
 
-const PING_EVERY: Duration = Duration::from_secs(1);
-/// At least so many pings go within the silence after which a connection counts as lost.
-const PINGS_A_SILENCE: u32 = 4;
-/// Pages that nobody acknowledges for so many silences are not on their way any more: a page
-/// stream can fail where the control stream does not.
-const STALLED: u32 = 3;
 /// How often to try to tell a destination that the migration is off: about three seconds.
 const TELL_ATTEMPTS: u32 = 5;
 /// How long to try, beyond the silence after which a connection counts as lost.
@@ -111,6 +111,8 @@ impl Source {
             pass: 0,
             not_shrinking: 0,
             final_chunk_pages: MAX_DATA_PAGES,
+            chunks_sent: 0,
+            chunks_unchanged: 0,
             all_sent: false,
             gone_there: false,
             connected: false,
@@ -125,81 +127,6 @@ impl Source {
     /// What is to be done next, if anything.
     pub fn poll_output(&mut self) -> Option<SourceOutput> {
         self.outputs.pop_front()
-    }
-
-    /// When [`Self::handle_timeout`] wants to be called, if nothing happens before.
-    #[must_use]
-    pub fn poll_timeout(&self) -> Option<Time> {
-        let mut at = None;
-        let mut earliest = |t: Time| at = Some(at.map_or(t, |a: Time| a.min(t)));
-        if self.connected {
-            earliest(self.last_ping + self.ping_every());
-            earliest(self.last_heard + self.config.silence);
-        }
-        if let Some(stalled) = self.stalled_at() {
-            earliest(stalled);
-        }
-        if let Some(deadline) = self.pause_deadline() {
-            earliest(deadline);
-        }
-        if let State::Handover { give_up_at, .. } | State::Telling { give_up_at, .. } = self.state {
-            earliest(give_up_at);
-        }
-        if self.state == State::Finished {
-            None
-        } else {
-            at
-        }
-    }
-
-    /// Time has passed.
-    pub fn handle_timeout(&mut self, now: Time) {
-        if self.state == State::Finished {
-            return;
-        }
-        if self.connected && now >= self.last_heard + self.config.silence {
-            let detail = format!(
-                "the destination has been silent for {} s",
-                self.config.silence.as_secs_f64()
-            );
-            return self.connection_lost(now, detail);
-        }
-        if self.connected && now >= self.last_ping + self.ping_every() {
-            self.ping(now);
-        }
-        if self.stalled_at().is_some_and(|t| now >= t) {
-            let detail = format!(
-                "no page has arrived for {} s, though the destination can be heard",
-                (self.config.silence * STALLED).as_secs_f64()
-            );
-            return self.fail(now, AbortCode::Failed, detail);
-        }
-        if self.pause_deadline().is_some_and(|t| now >= t) {
-            let detail = format!(
-                "the switchover did not end within {} ms",
-                self.config.pause_deadline.as_millis()
-            );
-            return self.fail(now, AbortCode::Failed, detail);
-        }
-        if let State::Handover { give_up_at, .. } = self.state
-            && now >= give_up_at
-        {
-            let detail =
-                "the destination was committed to but has not confirmed: find out whether \
-                          the guest runs there before doing anything here"
-                    .to_owned();
-            self.finish(Outcome::Undecided { detail });
-        }
-        if let State::Telling {
-            give_up_at,
-            outcome,
-            ..
-        } = &self.state
-            && now >= *give_up_at
-        {
-            let outcome = outcome.clone();
-            self.finish(outcome);
-        }
     }
 
     /// Something has happened.
@@ -229,7 +156,10 @@ impl Source {
             ) => {
                 self.final_harvest(now, &dirty, notifications);
             }
-            (SourceEvent::ChunkSent(stats), _) => self.stats.chunk_sent(&stats),
+            (SourceEvent::ChunkSent(stats), _) => self.chunk_sent(now, &stats),
+            (SourceEvent::ChunkUnchanged(stats), State::Sending | State::FinalSending) => {
+                self.chunk_unchanged(now, &stats);
+            }
             (SourceEvent::Paused, State::Pausing) => self.paused(now),
             (SourceEvent::IoCancelled, State::CancellingIo) => self.io_cancelled(now),
             (SourceEvent::StateSaved { blob }, State::SavingVm) => self.state_saved(now, blob),
@@ -375,15 +305,6 @@ impl Source {
         if self.connected {
             self.outputs.push_back(SourceOutput::Send(message));
         }
-    }
-
-    fn ping_every(&self) -> Duration {
-        PING_EVERY.min(self.config.silence / PINGS_A_SILENCE)
-    }
-
-    /// While the guest stands still, the deadline of the pause comes first.
-    fn stalled_at(&self) -> Option<Time> {
-        (self.state == State::Sending).then(|| self.last_progress + self.config.silence * STALLED)
     }
 
     fn ping(&mut self, now: Time) {

@@ -6,7 +6,7 @@ use crate::pages::PageSet;
 use crate::policy::{Decision, PolicyInput, decide, predicted_blackout};
 use crate::wire::{MAX_DATA_PAGES, MAX_RANGES};
 
-use super::{Source, SourceOutput, State};
+use super::{ChunkStats, Source, SourceOutput, State};
 
 impl Source {
     pub(super) fn harvest(&mut self, now: Time) {
@@ -68,6 +68,21 @@ impl Source {
             };
             self.outputs.push_back(SourceOutput::SendChunk(chunk));
         }
+    }
+
+    pub(super) fn chunk_sent(&mut self, now: Time, stats: &ChunkStats) {
+        self.chunks_sent += 1;
+        self.stats.chunk_sent(stats);
+        if self.state == State::FinalSending {
+            self.pump_final(now);
+        }
+    }
+
+    /// Nothing of the chunk travels, so nobody else will acknowledge it.
+    pub(super) fn chunk_unchanged(&mut self, now: Time, stats: &ChunkStats) {
+        self.chunks_unchanged += 1;
+        self.stats.chunk_sent(stats);
+        self.acknowledged(now, &[stats.chunk]);
     }
 
     pub(super) fn acknowledged(&mut self, now: Time, chunks: &[ChunkId]) {

@@ -58,6 +58,10 @@ pub struct PassStats {
     pub pages_data: u64,
     /// Pages that were zero.
     pub pages_zero: u64,
+    /// Pages left out, as the destination has them.
+    pub pages_unchanged: u64,
+    /// Time to protect, read and compare pages, summed over all threads.
+    pub read: Duration,
     /// Write notifications.
     pub notifications: u64,
     /// Bytes on the streams.
@@ -108,6 +112,10 @@ pub struct SourceStats {
     pub pages_acked: u64,
     /// Pages that were zero.
     pub pages_zero: u64,
+    /// Pages left out, as the destination has them.
+    pub pages_unchanged: u64,
+    /// Pages whose content was sent.
+    pub pages_data: u64,
     /// Shortest round trip seen.
     pub rtt: Duration,
     /// The destination's figures.
@@ -138,6 +146,8 @@ impl SourceStats {
             bytes_by_codec: BTreeMap::new(),
             pages_acked: 0,
             pages_zero: 0,
+            pages_unchanged: 0,
+            pages_data: 0,
             rtt: Duration::ZERO,
             prepared: Prepared::default(),
             resumed: Resumed::default(),
@@ -163,6 +173,10 @@ impl SourceStats {
     pub(super) fn chunk_sent(&mut self, chunk: &ChunkStats) {
         self.bytes_wire += chunk.bytes_wire;
         self.pages_zero += chunk.pages_zero;
+        self.pages_data += chunk.pages_data;
+        self.pages_unchanged += chunk.pages_unchanged;
+        self.current.pages_unchanged += chunk.pages_unchanged;
+        self.current.read += chunk.read;
         self.current.bytes_wire += chunk.bytes_wire;
         self.current.pages_data += chunk.pages_data;
         self.current.pages_zero += chunk.pages_zero;

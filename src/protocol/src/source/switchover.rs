@@ -67,10 +67,12 @@ impl Source {
 
     pub(super) fn pump_final(&mut self, now: Time) {
         self.pump(self.final_chunk_pages);
-        let on_their_way = self.pending.pages() == self.pending.in_flight_pages();
-        if on_their_way && !self.all_sent {
+        let handed_out = self.pending.pages() == self.pending.in_flight_pages();
+        // Until a chunk was read, nobody knows whether it travels.
+        let read = self.chunks_sent + self.chunks_unchanged == self.pending.chunks();
+        if handed_out && read && !self.all_sent {
             self.all_sent = true;
-            let chunks = self.pending.chunks();
+            let chunks = self.chunks_sent;
             self.send(Message::AllSent { chunks });
         }
         if self.pending.is_empty() && self.stats.timeline.final_acked.is_zero() {

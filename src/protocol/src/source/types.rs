@@ -55,6 +55,8 @@ pub enum SourceEvent {
     },
     /// A chunk was handed to a page stream.
     ChunkSent(ChunkStats),
+    /// Every page of a chunk holds what the destination has: there is nothing to send.
+    ChunkUnchanged(ChunkStats),
     /// The vCPUs stand still.
     Paused,
     /// Storage IO is cancelled.
@@ -102,6 +104,10 @@ pub struct ChunkStats {
     pub pages_data: u64,
     /// Pages that were zero.
     pub pages_zero: u64,
+    /// Pages left out, as the destination has them.
+    pub pages_unchanged: u64,
+    /// Time to protect, read and compare the pages.
+    pub read: Duration,
 }
 
 /// What is to be done.

@@ -63,13 +63,21 @@ fn open() -> Result<Uffd, TrackerError> {
     ))
 }
 
+/// Whether this kernel has what is needed, and permits it.
+///
+/// # Errors
+/// [`TrackerError::Kernel`] where not.
+pub fn probe() -> Result<(), TrackerError> {
+    open().map(drop)
+}
+
 impl WpGroup {
     /// Checks that the kernel has what is needed.
     ///
     /// # Errors
     /// [`TrackerError::Kernel`] where it has not, or does not permit it.
     pub fn new(ram: Arc<GuestRam>, size: GroupSize) -> Result<Self, TrackerError> {
-        open()?;
+        probe()?;
         Ok(Self {
             groups: Arc::new(Groups::new(&ram)),
             costs: Arc::default(),
