@@ -61,7 +61,7 @@ async fn sweep(over: Over, from: Way, way: Way) {
         let (ended, reached) = cancelled(&guest, over, from, way, number).await;
         if !reached {
             assert!(ended.completed());
-            guest = settle(guest, ended).await;
+            settle(guest, ended).await;
             break;
         }
         if let Outcome::Aborted { code, detail } = &ended.source.outcome {

@@ -39,6 +39,7 @@ over_all! {
     last_words_arrive_and_then_the_control_is_dropped,
     finishing_at_both_ends_at_once,
     dropping_control_ends_the_peers_reading,
+    dropping_control_is_heard_though_pages_are_in_flight,
     a_page_stream_ends_with_its_writer,
     sending_to_nobody_fails,
     one_connection_after_the_other,
@@ -277,6 +278,22 @@ async fn dropping_control_ends_the_peers_reading(over: Over) {
     drop(far);
     let mut control = near.control;
     drain(&mut control.reader).await;
+}
+
+/// A peer that goes must not be found out by its silence.
+async fn dropping_control_is_heard_though_pages_are_in_flight(over: Over) {
+    let (connector, mut listener) = pair(over).await;
+    let (mut near, mut far, mut readers) = connect(&*connector, &mut *listener, 1).await;
+    let frame = [Bytes::from(content(10, 1 << 20))];
+    let mut page = near.pages.pop().unwrap();
+    let sending = tokio::spawn(async move { while page.send(&frame).await.is_ok() {} });
+    // Some has come, more is on its way, and nobody takes it.
+    readers[0].read_exact(&mut [0; 1000]).await.unwrap();
+    drop(near);
+    if let Err(error) = far.reader.read_to_end(&mut Vec::new()).await {
+        assert!(!error.to_string().contains("does not answer"), "{error}");
+    }
+    sending.abort();
 }
 
 async fn a_page_stream_ends_with_its_writer(over: Over) {

@@ -5,10 +5,11 @@
 //! `cargo build --release && cargo run --release -p vmferry-benches --bin moves [-- --runs 20]`
 
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::{Value, json};
+use vmferry_benches::demo::{Demo, median, number};
 
 /// Median blackout of an idle guest of 1 GiB, by its own heartbeat, in milliseconds.
 const BLACKOUT_MS: f64 = 10.0;
@@ -39,43 +40,10 @@ struct Args {
     json: bool,
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let n = values.len();
-    if n == 0 {
-        f64::NAN
-    } else if n % 2 == 1 {
-        values[n / 2]
-    } else {
-        f64::midpoint(values[n / 2 - 1], values[n / 2])
-    }
-}
-
 /// One move; its report.
 fn demo(args: &Args, more: &[&str]) -> Result<Value, String> {
-    let beside = || {
-        let own = std::env::current_exe().map_err(|e| e.to_string())?;
-        Ok::<_, String>(own.with_file_name("vmferry"))
-    };
-    let binary = args.vmferry.clone().map_or_else(beside, Ok)?;
-    let output = Command::new(&binary)
-        .args(["demo", "--json", "--transport", &args.transport])
-        .args(["--machine", &args.machine])
-        .args(more)
-        .stderr(Stdio::piped())
-        .output()
-        .map_err(|e| format!("{}: {e} (cargo build --release first)", binary.display()))?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
-    }
-    serde_json::from_slice(&output.stdout).map_err(|e| e.to_string())
-}
-
-fn number(report: &Value, path: &str) -> Result<f64, String> {
-    report
-        .pointer(path)
-        .and_then(Value::as_f64)
-        .ok_or_else(|| format!("the report has no number at {path}"))
+    let own = ["--transport", &args.transport, "--machine", &args.machine];
+    Demo::new(args.vmferry.clone())?.run(&[&own, more].concat())
 }
 
 fn idle(args: &Args) -> Result<Value, String> {
@@ -93,13 +61,13 @@ fn idle(args: &Args) -> Result<Value, String> {
         by_engine.push(total);
     }
     let worst = by_guest.iter().copied().fold(0.0, f64::max);
-    let guest = median(by_guest);
+    let guest = median(&by_guest);
     Ok(json!({
         "what": "idle guest of 1 GiB: blackout",
         "runs": args.runs,
         "median_guest_ms": guest,
         "worst_guest_ms": worst,
-        "median_engine_ms": median(by_engine),
+        "median_engine_ms": median(&by_engine),
         "parts_apart_from_sum_ms": apart,
         "bar_ms": BLACKOUT_MS,
         "within": guest <= BLACKOUT_MS && apart <= ROUNDING_MS,
@@ -115,7 +83,7 @@ fn busy(args: &Args) -> Result<Value, String> {
         ratios.push(number(&report, "/guest/work_rate_after")? / before);
     }
     let lowest = ratios.iter().copied().fold(f64::INFINITY, f64::min);
-    let after = median(ratios);
+    let after = median(&ratios);
     Ok(json!({
         "what": "dense guest, 256 MiB hot: speed in the first second after the move",
         "runs": args.busy_runs,

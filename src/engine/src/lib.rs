@@ -18,7 +18,7 @@ mod pages;
 pub mod report;
 pub mod source;
 
-pub use apply::{ApplyError, RamWriter, read_chunk};
+pub use apply::{ApplyError, RamWriter, Scratch, read_chunk};
 pub use buffers::Buffers;
 pub use encode::{EncodeError, Encoded, Encoder, Frame};
 pub use fingerprints::{Fingerprints, KEY_BYTES};

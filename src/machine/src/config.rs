@@ -106,6 +106,10 @@ pub struct MachineConfig {
     pub serial: Console,
     /// The debug port 0xe9.
     pub debugcon: Console,
+    /// Whether KVM keeps dirty rings, for the tracker `kvm-ring`, in place of a dirty log. That is
+    /// settled when a machine is made, here as at the destination of a migration.
+    #[serde(default)]
+    pub dirty_rings: bool,
 }
 
 #[cfg(test)]

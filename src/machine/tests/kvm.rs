@@ -12,13 +12,13 @@ mod refused;
 mod rig;
 
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kernels::kernel_config;
 use rig::{Rig, config, copy_ram, has_kvm, page, transplant};
 use vmferry_guest::abi;
 use vmferry_machine::{Boot, Console, MachineError, MachineEvent, MachineState};
-use vmferry_tracker::TrackerKind;
+use vmferry_tracker::{RING_ENTRIES, TrackerError, TrackerKind};
 
 const KINDS: [&str; 5] = ["idle", "dense", "sparse", "readmostly", "rewrite-same"];
 
@@ -259,6 +259,47 @@ fn kvm_every_tracker_can_be_had() {
         tracker.stop();
     }
     rig.verify();
+}
+
+/// The guest rewrites more pages than a ring has entries, and is well.
+#[test]
+fn kvm_a_machine_with_dirty_rings_runs_on_when_they_are_full() {
+    if !has_kvm() {
+        return;
+    }
+    let mut config = config("workload=dense ws-mib=300 fill-mib=300 seed=7", 1);
+    config.ram_bytes = 320 << 20;
+    config.dirty_rings = true;
+    let rig = match Rig::try_create(&config) {
+        Ok(rig) => rig,
+        Err(MachineError::Config(why)) => return println!("SKIPPED ({why})"),
+        Err(error) => panic!("{error}"),
+    };
+    rig.machine.boot().unwrap();
+    rig.machine.resume().unwrap();
+    rig.wait_ready();
+    let log = rig.machine.tracker(TrackerKind::KvmLog);
+    assert!(matches!(log, Err(TrackerError::HasRings)));
+    let tracker = rig.machine.tracker(TrackerKind::KvmRing).unwrap();
+    for _ in 0..2 {
+        tracker.start().unwrap();
+        // Nothing is protected, so that only the vCPU itself makes room in its ring.
+        let (mut told, began) = (0, Instant::now());
+        while told <= u64::from(RING_ENTRIES) {
+            told += tracker.harvest(&mut |_| {}).unwrap().notifications;
+            assert!(began.elapsed() < rig::LONG, "{told} notifications");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        tracker.stop();
+    }
+    rig.verify();
+    rig.machine.pause().unwrap();
+    // A migration's destination has rings as well.
+    let blob = rig.machine.save().unwrap();
+    let other = transplant(&rig, &blob);
+    other.machine.resume().unwrap();
+    other.verify();
+    other.machine.tracker(TrackerKind::KvmRing).unwrap();
 }
 
 /// Tells how long the calls take that a migration's blackout is made of; judges nothing.

@@ -36,6 +36,7 @@ fn config(cmdline: &str, vcpus: u32) -> MachineConfig {
         },
         serial: Console::None,
         debugcon: Console::None,
+        dirty_rings: false,
     }
 }
 
@@ -235,7 +236,7 @@ fn what_it_writes_is_seen_by_a_tracker() {
     let _alone = alone();
     let rig = Rig::new(&config("workload=dense", 1));
     let no_kvm = rig.machine.tracker(TrackerKind::KvmLog);
-    assert!(matches!(no_kvm, Err(TrackerError::NeedsKvm)));
+    assert!(matches!(no_kvm, Err(TrackerError::NeedsKvm(_))));
     let tracker = match rig.machine.tracker(TrackerKind::WpAsync) {
         Ok(tracker) => tracker,
         Err(e) => return println!("not tested: {e}"),

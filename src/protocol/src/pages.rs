@@ -237,6 +237,29 @@ impl PageSet {
         }
     }
 
+    /// Takes every member of `other`, which must be over the same layout, out.
+    pub fn subtract(&mut self, other: &Self) {
+        self.retain(other, |mine, theirs| mine & !theirs);
+    }
+
+    /// Takes every page out that is not in `other`, which must be over the same layout.
+    pub fn intersect(&mut self, other: &Self) {
+        self.retain(other, |mine, theirs| mine & theirs);
+    }
+
+    fn retain(&mut self, other: &Self, keep: impl Fn(u64, u64) -> u64) {
+        for (mine, theirs) in self.regions.iter_mut().zip(&other.regions) {
+            if mine.range != theirs.range {
+                continue;
+            }
+            for (a, b) in mine.words.iter_mut().zip(&theirs.words) {
+                let kept = keep(*a, *b);
+                self.len -= u64::from((*a & !kept).count_ones());
+                *a &= kept;
+            }
+        }
+    }
+
     /// Calls `found` for every run of members, ascending; runs end at 64-page boundaries.
     pub fn for_each_run(&self, mut found: impl FnMut(PageRange)) {
         for bits in &self.regions {
@@ -317,6 +340,23 @@ mod tests {
 
     fn layout() -> RamLayout {
         RamLayout::try_from(vec![PageRange::new(0, 300), PageRange::new(512, 200)]).unwrap()
+    }
+
+    #[test]
+    fn sets_are_subtracted_and_intersected() {
+        let set = |start, count| {
+            let mut set = PageSet::new(&layout());
+            set.insert(PageRange::new(start, count));
+            set
+        };
+        let mut a = set(10, 600);
+        a.subtract(&set(100, 450));
+        assert_eq!(
+            (a.len(), a.contains(99), a.contains(100)),
+            (90 + 60, true, false)
+        );
+        a.intersect(&set(0, 20));
+        assert_eq!((a.len(), a.contains(19), a.contains(20)), (10, true, false));
     }
 
     #[test]

@@ -91,6 +91,12 @@ impl PendingSet {
         self.cursor = Cursor::default();
     }
 
+    /// The pages of a chunk that is on its way; none where it is not.
+    #[must_use]
+    pub fn in_flight(&self, id: ChunkId) -> &[PageRange] {
+        self.in_flight.get(&id).map_or(&[], Vec::as_slice)
+    }
+
     /// Pages not yet acknowledged.
     #[must_use]
     pub fn pages(&self) -> u64 {

@@ -1,4 +1,10 @@
 //! The convergence policy: after every pass, one pure decision.
+//!
+//! What counts is the work that the guest loses, in the blackout and before it. Another pass costs
+//! the guest its notifications, and shortens the blackout by what it is expected to leave less: it
+//! is made while that is more. Where the blackout would be longer than allowed, passes are made as
+//! long as they help; then writers are slowed down, where that is allowed and the tracker can; then
+//! it gives up.
 
 use std::time::Duration;
 
@@ -9,10 +15,12 @@ use crate::pages::PAGE_SIZE;
 pub struct Limits {
     /// Longest blackout to accept.
     pub max_blackout: Duration,
-    /// Most passes before the pause.
+    /// Most passes before the pause, or before writers are slowed down.
     pub max_passes: u32,
-    /// Passes in a row that may fail to shrink the remainder before giving up.
+    /// Passes in a row that may fail to shrink the remainder before something else is tried.
     pub patience: u32,
+    /// How much of a writer's time it may be made to wait, in per cent; 0: never.
+    pub throttle_pct: u8,
 }
 
 impl Default for Limits {
@@ -21,6 +29,7 @@ impl Default for Limits {
             max_blackout: Duration::from_millis(300),
             max_passes: 50,
             patience: 6,
+            throttle_pct: 0,
         }
     }
 }
@@ -32,10 +41,14 @@ pub struct PolicyInput {
     pub passes: u32,
     /// Pages to send now.
     pub remaining_pages: u64,
+    /// Those of them that had changed in the last pass, too, and will again.
+    pub hot_pages: u64,
     /// Pages of the pass just done.
     pub last_pages: u64,
     /// Its duration.
     pub last_duration: Duration,
+    /// What its notifications cost the guest, as far as the tracker knows.
+    pub last_stall: Duration,
     /// Wire bytes per page of memory, measured in this migration (headers and codecs included).
     pub bytes_per_page: f64,
     /// Wire throughput measured in this migration, in bytes per second; none before the first pass.
@@ -44,62 +57,155 @@ pub struct PolicyInput {
     pub fixed: Duration,
     /// Passes in a row that did not shrink the remainder by a tenth.
     pub not_shrinking: u32,
+    /// Whether the tracker can slow writers down.
+    pub can_throttle: bool,
+    /// The pages that writers may make writable in a second, where they are slowed down already.
+    pub throttled: Option<u64>,
 }
 
 /// What to do next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
     /// One more pass while the guest runs.
-    Continue,
+    Continue {
+        /// Leave hot pages for the end: the blackout is short enough with them.
+        defer_hot: bool,
+    },
+    /// One more pass, in which writers are slowed down.
+    Throttle {
+        /// Pages that they may make writable in a second, all together.
+        pages_per_second: u64,
+    },
     /// Pause and finish.
     SwitchOver,
     /// It will not end; why, in words.
     GiveUp(String),
 }
 
+impl Decision {
+    /// In a word, for reports.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Continue { .. } => "continue",
+            Self::Throttle { .. } => "throttle",
+            Self::SwitchOver => "switch-over",
+            Self::GiveUp(_) => "give-up",
+        }
+    }
+}
+
+/// A decision, and the numbers it rests on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weighed {
+    /// What to do.
+    pub decision: Decision,
+    /// Blackout of a switchover now.
+    pub blackout: Duration,
+    /// How much shorter it would be after another pass.
+    pub saved: Duration,
+    /// Guest work that the pass would cost.
+    pub cost: Duration,
+}
+
+/// A pass that saves less than this is not worth its trouble.
+const WORTH: Duration = Duration::from_micros(500);
+/// Writers that are slowed down may go on at this share of what is sent: the remainder halves.
+const THROTTLE_SHARE: f64 = 0.5;
+/// Slower than this is as good as stopped: pages a second.
+const SLOWEST: u64 = 256;
+
+/// Time to send that many pages, by what was measured.
+fn sending(input: &PolicyInput, pages: f64) -> Duration {
+    let seconds = match input.throughput {
+        Some(rate) if rate > 0.0 => pages * input.bytes_per_page / rate,
+        // Nothing was ever sent: nothing to send costs nothing.
+        _ if pages == 0.0 => 0.0,
+        _ => f64::from(u32::MAX),
+    };
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 4)
+}
+
 /// Blackout predicted for a switchover now: fixed costs, and the remaining memory over the
 /// measured throughput.
 #[must_use]
 pub fn predicted_blackout(input: &PolicyInput) -> Duration {
-    let bytes = input.remaining_pages as f64 * input.bytes_per_page;
-    let seconds = match input.throughput {
-        Some(rate) if rate > 0.0 => bytes / rate,
-        // Nothing was ever sent: nothing to send costs nothing.
-        _ if input.remaining_pages == 0 => 0.0,
-        _ => f64::from(u32::MAX),
-    };
-    input.fixed + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 4)
+    input.fixed + sending(input, input.remaining_pages as f64)
+}
+
+/// Pages that another pass is expected to leave: those that always change, and of the others as
+/// large a share as the last pass left.
+fn left_after(input: &PolicyInput) -> f64 {
+    let remaining = input.remaining_pages as f64;
+    let share = (remaining / input.last_pages.max(1) as f64).min(1.0);
+    let hot = (input.hot_pages as f64).min(remaining);
+    hot + (remaining - hot) * share
 }
 
 /// The decision.
 #[must_use]
-pub fn decide(input: &PolicyInput, limits: &Limits) -> Decision {
-    let predicted = predicted_blackout(input);
-    let fits = predicted <= limits.max_blackout;
-    let sending = predicted.saturating_sub(input.fixed);
-    // Even where it fits, a short pass that halves a noticeable rest is worth its time.
-    let pays = sending > Duration::from_millis(1)
-        && input.remaining_pages * 2 < input.last_pages
-        && input.passes < limits.max_passes;
-    if fits && !pays {
-        return Decision::SwitchOver;
+pub fn decide(input: &PolicyInput, limits: &Limits) -> Weighed {
+    let blackout = predicted_blackout(input);
+    let saved = sending(input, input.remaining_pages as f64 - left_after(input));
+    let cost = input.last_stall;
+    let fits = blackout <= limits.max_blackout;
+    let decision = if fits {
+        let pays = saved > cost + WORTH && input.passes < limits.max_passes;
+        if pays {
+            Decision::Continue { defer_hot: true }
+        } else {
+            Decision::SwitchOver
+        }
+    } else if input.not_shrinking < limits.patience && input.passes < limits.max_passes {
+        Decision::Continue { defer_hot: false }
+    } else {
+        slow_down(input, limits).map_or_else(
+            || Decision::GiveUp(explain(input, limits, blackout)),
+            |p| Decision::Throttle {
+                pages_per_second: p,
+            },
+        )
+    };
+    Weighed {
+        decision,
+        blackout,
+        saved,
+        cost,
     }
-    let hopeless = input.not_shrinking >= limits.patience;
-    if !fits && (hopeless || input.passes >= limits.max_passes) {
-        return Decision::GiveUp(explain(input, limits, predicted));
+}
+
+/// How fast writers may go on, where they may be slowed down further: at first so that the
+/// remainder halves with each pass, then half as fast each time.
+fn slow_down(input: &PolicyInput, limits: &Limits) -> Option<u64> {
+    if !input.can_throttle || limits.throttle_pct == 0 {
+        return None;
     }
-    Decision::Continue
+    let next = match input.throttled {
+        None => (pages_carried(input) * THROTTLE_SHARE) as u64,
+        Some(now) if now <= SLOWEST => return None,
+        Some(now) => now / 2,
+    };
+    Some(next.max(SLOWEST))
+}
+
+/// Pages sent in a second.
+fn pages_carried(input: &PolicyInput) -> f64 {
+    input.throughput.unwrap_or(0.0) / input.bytes_per_page.max(1.0)
 }
 
 fn explain(input: &PolicyInput, limits: &Limits, predicted: Duration) -> String {
     let dirtied = (input.remaining_pages * PAGE_SIZE) as f64;
     let per_second = dirtied / input.last_duration.as_secs_f64().max(1e-6);
-    let carried =
-        input.throughput.unwrap_or(0.0) * PAGE_SIZE as f64 / input.bytes_per_page.max(1.0);
+    let carried = pages_carried(input) * PAGE_SIZE as f64;
+    let slowed = match (input.throttled, input.can_throttle, limits.throttle_pct) {
+        (Some(_), ..) => ", though its writers were slowed down as far as allowed",
+        (None, true, 0) => ", and slowing its writers down is not allowed (--throttle)",
+        _ => "",
+    };
     format!(
-        "the guest changes memory as fast as it can be sent: {:.0} MiB/s changed, {:.0} MiB/s \
-         sent, {} passes; a switchover now would pause it for {:.0} ms, and at most {:.0} ms are \
-         allowed (allow a longer blackout, a faster link, or a calmer guest)",
+        "the guest changes memory as fast as it can be sent{slowed}: {:.0} MiB/s changed, {:.0} \
+         MiB/s sent, {} passes; a switchover now would pause it for {:.0} ms, and at most {:.0} ms \
+         are allowed (allow a longer blackout, a faster link, or a calmer guest)",
         per_second / f64::from(1 << 20),
         carried / f64::from(1 << 20),
         input.passes,
@@ -116,13 +222,21 @@ mod tests {
         PolicyInput {
             passes: 2,
             remaining_pages: 1000,
-            last_pages: 1500,
+            hot_pages: 0,
+            last_pages: 1000,
             last_duration: Duration::from_millis(100),
+            last_stall: Duration::ZERO,
             bytes_per_page: 4096.0,
             throughput: Some(1e9),
             fixed: Duration::from_millis(5),
             not_shrinking: 0,
+            can_throttle: true,
+            throttled: None,
         }
+    }
+
+    fn decision(input: &PolicyInput) -> Decision {
+        decide(input, &Limits::default()).decision
     }
 
     #[test]
@@ -138,30 +252,62 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_switches_over_unless_a_pass_pays() {
-        let limits = Limits::default();
-        assert_eq!(decide(&input(), &limits), Decision::SwitchOver);
+    fn what_fits_switches_over_unless_a_pass_saves_more_than_it_costs() {
+        assert_eq!(decision(&input()), Decision::SwitchOver);
         let shrinking = PolicyInput {
             last_pages: 100_000,
             ..input()
         };
-        assert_eq!(decide(&shrinking, &limits), Decision::Continue);
+        let go_on = Decision::Continue { defer_hot: true };
+        assert_eq!(decision(&shrinking), go_on);
+        // Nearly 4 ms are to be saved.
+        let cheap = PolicyInput {
+            last_stall: Duration::from_millis(3),
+            ..shrinking
+        };
+        assert_eq!(decision(&cheap), go_on);
+        let dear = PolicyInput {
+            last_stall: Duration::from_millis(4),
+            ..shrinking
+        };
+        assert_eq!(decision(&dear), Decision::SwitchOver);
         let tiny = PolicyInput {
             remaining_pages: 10,
             ..shrinking
         };
-        assert_eq!(decide(&tiny, &limits), Decision::SwitchOver);
+        assert_eq!(decision(&tiny), Decision::SwitchOver);
+    }
+
+    #[test]
+    fn pages_that_always_change_are_no_reason_to_go_on() {
+        let all_hot = PolicyInput {
+            last_pages: 100_000,
+            hot_pages: 1000,
+            ..input()
+        };
+        assert_eq!(decision(&all_hot), Decision::SwitchOver);
+        let weighed = decide(&all_hot, &Limits::default());
+        assert_eq!(weighed.saved, Duration::ZERO);
+        let some = PolicyInput {
+            hot_pages: 200,
+            ..all_hot
+        };
+        assert_eq!(decision(&some), Decision::Continue { defer_hot: true });
+    }
+
+    fn too_much() -> PolicyInput {
+        PolicyInput {
+            remaining_pages: 1_000_000,
+            last_pages: 1_000_000,
+            ..input()
+        }
     }
 
     #[test]
     fn what_does_not_fit_goes_on_until_it_is_hopeless() {
-        let limits = Limits::default();
-        let big = PolicyInput {
-            remaining_pages: 1_000_000,
-            last_pages: 1_000_000,
-            ..input()
-        };
-        assert_eq!(decide(&big, &limits), Decision::Continue);
+        let big = too_much();
+        let go_on = Decision::Continue { defer_hot: false };
+        assert_eq!(decision(&big), go_on);
         for hopeless in [
             PolicyInput {
                 not_shrinking: 6,
@@ -169,10 +315,46 @@ mod tests {
             },
             PolicyInput { passes: 50, ..big },
         ] {
-            let Decision::GiveUp(why) = decide(&hopeless, &limits) else {
+            let Decision::GiveUp(why) = decision(&hopeless) else {
                 panic!("goes on for ever");
             };
-            assert!(why.contains("300 ms"), "{why}");
+            assert!(
+                why.contains("300 ms") && why.contains("--throttle"),
+                "{why}"
+            );
         }
+    }
+
+    #[test]
+    fn writers_are_slowed_down_to_half_of_what_is_sent_then_further_then_it_gives_up() {
+        let limits = Limits {
+            throttle_pct: 90,
+            ..Limits::default()
+        };
+        let mut hopeless = PolicyInput {
+            not_shrinking: 6,
+            ..too_much()
+        };
+        let mut rates = Vec::new();
+        while let Decision::Throttle { pages_per_second } = decide(&hopeless, &limits).decision {
+            rates.push(pages_per_second);
+            hopeless.throttled = Some(pages_per_second);
+        }
+        assert_eq!(rates[0], 122_070);
+        assert!(rates.windows(2).all(|w| w[1] < w[0]), "{rates:?}");
+        assert_eq!(rates.last(), Some(&SLOWEST));
+        let Decision::GiveUp(why) = decide(&hopeless, &limits).decision else {
+            panic!("goes on for ever");
+        };
+        assert!(why.contains("slowed down as far as allowed"), "{why}");
+        let cannot = PolicyInput {
+            can_throttle: false,
+            throttled: None,
+            ..hopeless
+        };
+        assert!(matches!(
+            decide(&cannot, &limits).decision,
+            Decision::GiveUp(_)
+        ));
     }
 }

@@ -275,6 +275,7 @@ fn poke_source(pokes: Vec<Poke>) -> Result<Option<Outcome>, TestCaseError> {
                         3..=5 => SourceEvent::Harvested {
                             dirty,
                             notifications: 1,
+                            stall: Duration::ZERO,
                         },
                         6 => SourceEvent::Paused,
                         7 => SourceEvent::IoCancelled,

@@ -29,6 +29,14 @@ impl PageBits {
         }
     }
 
+    /// Sets every bit.
+    pub(crate) fn set_all(&self) {
+        for (range, _) in &self.regions {
+            // A region's own range lies in it.
+            let _ = self.set(*range);
+        }
+    }
+
     /// Sets the bits of `range`.
     ///
     /// # Errors
@@ -37,6 +45,15 @@ impl PageBits {
         self.each_word(range, |word, mask| {
             word.fetch_or(mask, Ordering::AcqRel);
         })
+    }
+
+    /// Sets the bits of the pages that the VMM itself wrote since this was last asked of `ram`,
+    /// for trackers of KVM's, which do not see those.
+    pub(crate) fn set_vmm_writes(&self, ram: &GuestRam) {
+        ram.take_vmm_writes(|run| {
+            // What is written is RAM, and so has bits.
+            let _ = self.set(run);
+        });
     }
 
     /// Clears the bits of `range`; how many were set.
@@ -62,15 +79,33 @@ impl PageBits {
     pub(crate) fn each_clear_run(
         &self,
         range: PageRange,
+        found: impl FnMut(PageRange),
+    ) -> Result<(), MemoryError> {
+        self.each_run(range, |word| !word, found)
+    }
+
+    /// Calls `found` for every run of set bits in `range`, ascending.
+    pub(crate) fn each_set_run(
+        &self,
+        range: PageRange,
+        found: impl FnMut(PageRange),
+    ) -> Result<(), MemoryError> {
+        self.each_run(range, |word| word, found)
+    }
+
+    fn each_run(
+        &self,
+        range: PageRange,
+        of: impl Fn(u64) -> u64,
         mut found: impl FnMut(PageRange),
     ) -> Result<(), MemoryError> {
-        let mut clear = Vec::with_capacity(range.count.div_ceil(64) as usize + 1);
+        let mut bits = Vec::with_capacity(range.count.div_ceil(64) as usize + 1);
         self.each_word(range, |word, mask| {
-            clear.push(!word.load(Ordering::Acquire) & mask);
+            bits.push(of(word.load(Ordering::Acquire)) & mask);
         })?;
         let (region, _) = self.region(range)?;
         let first_word = (range.start - region.start) & !63;
-        for_each_run(&clear, |start, count| {
+        for_each_run(&bits, |start, count| {
             found(PageRange::new(region.start + first_word + start, count));
         });
         Ok(())
@@ -118,13 +153,14 @@ mod tests {
         assert_eq!(bits.count(all).unwrap(), 70);
         assert_eq!(bits.clear(PageRange::new(0, 64)).unwrap(), 4);
         assert_eq!(bits.clear(all).unwrap(), 66);
-        bits.set(all).unwrap();
+        bits.set_all();
+        assert_eq!(bits.count(all).unwrap(), 512);
         bits.clear_all();
         assert_eq!(bits.count(all).unwrap(), 0);
     }
 
     #[test]
-    fn runs_of_clear_bits_are_found_within_a_range() {
+    fn runs_of_bits_are_found_within_a_range() {
         let ram = GuestRam::new((3 << 30) + (4 << 20)).unwrap();
         let bits = PageBits::new(&ram);
         let base = 1 << 20;
@@ -136,6 +172,10 @@ mod tests {
             runs,
             [PageRange::new(base + 65, 5), PageRange::new(base + 80, 85)]
         );
+        runs.clear();
+        bits.each_set_run(PageRange::new(base + 65, 10), |r| runs.push(r))
+            .unwrap();
+        assert_eq!(runs, [PageRange::new(base + 70, 5)]);
     }
 
     #[test]

@@ -11,16 +11,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_INITIALLY_SET,
-    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, kvm_enable_cap,
-    kvm_userspace_memory_region,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_enable_cap,
 };
 use kvm_ioctls::VmFd;
-use std::sync::Mutex;
-use vmferry_memory::{GuestRam, RamRegion, for_each_run};
+use vmferry_memory::{GuestRam, for_each_run};
 use vmferry_protocol::PageRange;
 
 use crate::bits::PageBits;
-use crate::{DirtyTracker, HarvestStats, TrackerError, TrackerKind, sys};
+use crate::{DirtyTracker, HarvestStats, TrackerError, TrackerKind, slots, sys};
 
 /// KVM's dirty log as a tracker. Memory slot numbers are RAM region indices.
 #[derive(Debug)]
@@ -29,7 +27,7 @@ pub struct KvmLog {
     ram: Arc<GuestRam>,
     running: AtomicBool,
     /// Pages found written by the VMM that KVM's own log does not hold, until protected.
-    vmm_written: Mutex<Vec<Vec<u64>>>,
+    vmm_written: PageBits,
     armed: PageBits,
 }
 
@@ -39,10 +37,6 @@ fn kernel(what: &'static str) -> impl Fn(io::Error) -> TrackerError {
         what,
         source,
     }
-}
-
-fn words(region: &RamRegion) -> usize {
-    region.range.count.div_ceil(64) as usize
 }
 
 impl KvmLog {
@@ -63,48 +57,13 @@ impl KvmLog {
         };
         vm.enable_cap(&cap)
             .map_err(|e| kernel("enabling manual dirty log protection")(e.into()))?;
-        let armed = PageBits::new(&ram);
-        let vmm_written = ram.regions().iter().map(|r| vec![0; words(r)]).collect();
         Ok(Self {
             vm,
-            ram,
             running: AtomicBool::new(false),
-            armed,
-            vmm_written: Mutex::new(vmm_written),
+            armed: PageBits::new(&ram),
+            vmm_written: PageBits::new(&ram),
+            ram,
         })
-    }
-
-    fn set_flags(&self, flags: u32) -> io::Result<()> {
-        for (slot, region) in self.ram.regions().iter().enumerate() {
-            let arg = kvm_userspace_memory_region {
-                slot: slot as u32,
-                flags,
-                guest_phys_addr: region.range.gpa(),
-                memory_size: region.range.bytes(),
-                userspace_addr: region.hva as u64,
-            };
-            // SAFETY: the slot already maps exactly this region, which `self.ram` keeps mapped;
-            // only its flags change.
-            unsafe { self.vm.set_user_memory_region(arg) }?;
-        }
-        Ok(())
-    }
-
-    fn vmm_written(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u64>>> {
-        // A panic while holding the lock cannot leave half a bit behind.
-        self.vmm_written
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn collect_vmm_writes(&self, into: &mut [Vec<u64>]) {
-        let ram = &self.ram;
-        ram.take_vmm_writes(|run| {
-            if let Ok(region) = ram.region_of(run) {
-                let first = run.start - ram.regions()[region].range.start;
-                set_bits(&mut into[region], first, run.count);
-            }
-        });
     }
 }
 
@@ -114,12 +73,10 @@ impl DirtyTracker for KvmLog {
     }
 
     fn start(&self) -> Result<(), TrackerError> {
-        for bits in self.vmm_written().iter_mut() {
-            bits.fill(0);
-        }
+        self.vmm_written.clear_all();
         self.armed.clear_all();
-        if let Err(error) = self.set_flags(KVM_MEM_LOG_DIRTY_PAGES) {
-            let _ = self.set_flags(0);
+        if let Err(error) = slots::log_dirty_pages(&self.vm, &self.ram, true) {
+            let _ = slots::log_dirty_pages(&self.vm, &self.ram, false);
             return Err(kernel("turning the dirty log on")(error));
         }
         self.running.store(true, Ordering::Release);
@@ -130,20 +87,18 @@ impl DirtyTracker for KvmLog {
         if !self.running.load(Ordering::Acquire) {
             return Err(TrackerError::NotStarted);
         }
-        let mut by_vmm = self.vmm_written();
-        self.collect_vmm_writes(&mut by_vmm);
-        let mut dirty = Vec::with_capacity(by_vmm.len());
+        self.vmm_written.set_vmm_writes(&self.ram);
+        let mut dirty = Vec::new();
         for (slot, region) in self.ram.regions().iter().enumerate() {
             let mut log = self
                 .vm
                 .get_dirty_log(slot as u32, region.len())
                 .map_err(|e| kernel("reading the dirty log")(e.into()))?;
-            for (word, own) in log.iter_mut().zip(&by_vmm[slot]) {
-                *word |= own;
-            }
+            self.vmm_written.each_set_run(region.range, |run| {
+                set_bits(&mut log, run.start - region.range.start, run.count);
+            })?;
             dirty.push(log);
         }
-        drop(by_vmm);
         let (mut pages, mut notifications) = (0, 0);
         self.ram.populated(|run| {
             let Ok(region) = self.ram.region_of(run) else {
@@ -180,7 +135,7 @@ impl DirtyTracker for KvmLog {
         // The VMM's bits first: a write that comes between the two is noted anew in RAM's own
         // bitmap, as long as it is forgotten here before the page is read.
         self.armed.set(range)?;
-        clear_bits(&mut self.vmm_written()[region], first, range.count);
+        self.vmm_written.clear(range)?;
         sys::clear_dirty_log(
             &self.vm,
             region as u32,
@@ -193,7 +148,7 @@ impl DirtyTracker for KvmLog {
 
     fn stop(&self) {
         if self.running.swap(false, Ordering::AcqRel)
-            && let Err(error) = self.set_flags(0)
+            && let Err(error) = slots::log_dirty_pages(&self.vm, &self.ram, false)
         {
             // The guest goes on, only slower: there is nobody to give this to.
             tracing::warn!(%error, "the dirty log could not be turned off");
@@ -227,10 +182,6 @@ fn set_bits(bits: &mut [u64], first: u64, count: u64) {
     each_word(first, count, |word, mask| bits[word] |= mask);
 }
 
-fn clear_bits(bits: &mut [u64], first: u64, count: u64) {
-    each_word(first, count, |word, mask| bits[word] &= !mask);
-}
-
 /// Runs of set bits within `[first, first + count)`.
 fn runs_within(bits: &[u64], first: u64, count: u64, mut found: impl FnMut(u64, u64)) {
     let aligned = first & !63;
@@ -244,16 +195,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bit_ranges_that_cross_words_are_set_cleared_and_found() {
+    fn bit_ranges_that_cross_words_are_set_and_found() {
         let mut bits = vec![0; 4];
         set_bits(&mut bits, 60, 140);
         assert_eq!(bits.iter().map(|w| w.count_ones()).sum::<u32>(), 140);
         let mut runs = Vec::new();
         runs_within(&bits, 62, 70, |s, c| runs.push((s, c)));
         assert_eq!(runs, vec![(62, 70)]);
-        clear_bits(&mut bits, 64, 64);
-        runs.clear();
-        runs_within(&bits, 0, 256, |s, c| runs.push((s, c)));
-        assert_eq!(runs, vec![(60, 4), (128, 72)]);
     }
 }

@@ -9,8 +9,11 @@
 //! 3. [`DirtyTracker::protect`], just before the pages are read: a write after it shows up in the
 //!    next harvest. So a harvest that is thrown away loses nothing.
 
+pub mod auto;
 mod bits;
 mod kvm_log;
+mod kvm_ring;
+mod slots;
 mod sys;
 mod wp_async;
 pub mod wp_group;
@@ -25,6 +28,7 @@ use vmferry_memory::{GuestRam, MemoryError};
 use vmferry_protocol::PageRange;
 
 pub use kvm_log::KvmLog;
+pub use kvm_ring::{DirtyRings, EXIT_RING_FULL, KvmRing, RING_ENTRIES, RingsEnabled};
 pub use wp_async::WpAsync;
 pub use wp_group::WpGroup;
 pub use wp_group::policy::GroupSize;
@@ -34,6 +38,8 @@ pub use wp_group::policy::GroupSize;
 pub enum TrackerKind {
     /// KVM's dirty log, bitmap per memory slot, cleared by range.
     KvmLog,
+    /// KVM's dirty rings, a list of pages for each vCPU.
+    KvmRing,
     /// userfaultfd write protection that the kernel lifts by itself, read by PAGEMAP_SCAN.
     WpAsync,
     /// userfaultfd write protection of groups of pages.
@@ -42,13 +48,14 @@ pub enum TrackerKind {
 
 impl TrackerKind {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::WpGroup, Self::KvmLog, Self::WpAsync];
+    pub const ALL: [Self; 4] = [Self::WpGroup, Self::KvmLog, Self::KvmRing, Self::WpAsync];
 
     /// The name used on the command line, in the report and in traces.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::KvmLog => "kvm-log",
+            Self::KvmRing => "kvm-ring",
             Self::WpAsync => "wp-async",
             Self::WpGroup => "wp-group",
         }
@@ -74,7 +81,7 @@ impl std::str::FromStr for TrackerKind {
 
 /// A tracker name that does not exist.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("there is no tracker '{0}'; choose one of: wp-group, kvm-log, wp-async")]
+#[error("there is no tracker '{0}'; choose one of: wp-group, kvm-log, kvm-ring, wp-async")]
 pub struct UnknownTracker(pub String);
 
 /// Why tracking is not possible or failed.
@@ -92,8 +99,18 @@ pub enum TrackerError {
         source: io::Error,
     },
     /// The machine is not a KVM machine.
-    #[error("tracker kvm-log needs a KVM machine; use wp-group for a process machine")]
-    NeedsKvm,
+    #[error("tracker {0} needs a KVM machine; use wp-group for a process machine")]
+    NeedsKvm(TrackerKind),
+    /// The machine has dirty rings in place of a dirty log.
+    #[error(
+        "tracker kvm-log cannot be had on a machine with dirty rings; use kvm-ring or wp-group"
+    )]
+    HasRings,
+    /// The machine has no dirty rings, and a machine that exists cannot get them.
+    #[error(
+        "tracker kvm-ring needs a machine that was made with dirty rings; use kvm-log or wp-group"
+    )]
+    NoRings,
     /// Guest RAM could not be looked at.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -129,6 +146,31 @@ pub struct PassFacts {
     pub per_page: Duration,
     /// What reading may take while the guest is paused.
     pub budget: Duration,
+}
+
+/// What answering write notifications cost the guest since the tracker was started; zero where the
+/// kernel answers them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NotificationCosts {
+    /// Notifications answered.
+    pub notifications: u64,
+    /// Pages made writable by them.
+    pub pages: u64,
+    /// From reading a notification until its writer could go on, summed.
+    pub stall: Duration,
+    /// The longest of these.
+    pub longest: Duration,
+    /// How long writers were made to wait by [`DirtyTracker::throttle`], on top of that.
+    pub throttled: Duration,
+}
+
+/// How much writers are slowed down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Throttle {
+    /// Pages that all writers together may make writable in a second.
+    pub pages_per_second: u64,
+    /// Most of a writer's time that it is made to wait, in per cent, below 100.
+    pub most_pct: u8,
 }
 
 /// Which pages may have been written; see the crate's documentation for the order of calls.
@@ -169,44 +211,56 @@ pub trait DirtyTracker: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Whether [`Self::throttle`] has an effect.
+    fn can_throttle(&self) -> bool {
+        false
+    }
+
+    /// Slows writers down from now on, or (none) lets all go on at once. Readers are not
+    /// touched, nor writers to pages that are not protected.
+    fn throttle(&self, _throttle: Option<Throttle>) {}
+
+    /// What notifications have cost since the last start.
+    fn costs(&self) -> NotificationCosts {
+        NotificationCosts::default()
+    }
+
     /// Ends tracking and takes all protection off. Idempotent.
     fn stop(&self);
 }
 
-/// Makes the tracker `kind` for `ram`; `vm` is the KVM machine's, if it is one.
+/// KVM's side of a machine.
+#[derive(Clone, Debug)]
+pub struct KvmSide {
+    /// The VM.
+    pub vm: Arc<VmFd>,
+    /// Its dirty rings, where it was made with them.
+    pub rings: Option<Arc<DirtyRings>>,
+}
+
+/// Makes the tracker `kind` for `ram`; `kvm` is the machine's, if it is a KVM machine.
 ///
 /// # Errors
-/// [`TrackerError::NeedsKvm`], or [`TrackerError::Kernel`] where the kernel lacks what it needs.
+/// [`TrackerError`]: the machine is not one that can have it, or the kernel lacks what it needs.
 pub fn make(
     kind: TrackerKind,
     ram: Arc<GuestRam>,
-    vm: Option<Arc<VmFd>>,
+    kvm: Option<KvmSide>,
 ) -> Result<Box<dyn DirtyTracker>, TrackerError> {
     match kind {
         TrackerKind::KvmLog => {
-            let vm = vm.ok_or(TrackerError::NeedsKvm)?;
-            Ok(Box::new(KvmLog::new(vm, ram)?))
+            let kvm = kvm.ok_or(TrackerError::NeedsKvm(kind))?;
+            if kvm.rings.is_some() {
+                return Err(TrackerError::HasRings);
+            }
+            Ok(Box::new(KvmLog::new(kvm.vm, ram)?))
+        }
+        TrackerKind::KvmRing => {
+            let kvm = kvm.ok_or(TrackerError::NeedsKvm(kind))?;
+            let rings = kvm.rings.ok_or(TrackerError::NoRings)?;
+            Ok(Box::new(KvmRing::new(rings, ram)))
         }
         TrackerKind::WpAsync => Ok(Box::new(WpAsync::new(ram)?)),
         TrackerKind::WpGroup => Ok(Box::new(WpGroup::new(ram, GroupSize::Auto)?)),
     }
-}
-
-/// The tracker that serves a machine of this sort best, of those that this host can have; and
-/// why, in words.
-#[must_use]
-pub fn default_kind(is_kvm: bool) -> (TrackerKind, String) {
-    match wp_group::probe() {
-        Ok(()) => (
-            TrackerKind::WpGroup,
-            "one notification for a group of pages".to_owned(),
-        ),
-        Err(error) if is_kvm => (TrackerKind::KvmLog, without_groups(&error)),
-        Err(error) => (TrackerKind::WpAsync, without_groups(&error)),
-    }
-}
-
-fn without_groups(error: &TrackerError) -> String {
-    let cause = std::error::Error::source(error).map_or_else(String::new, |e| format!(": {e}"));
-    format!("wp-group cannot be used ({error}{cause})")
 }

@@ -1,10 +1,11 @@
-//! The kernel calls that no crate wraps: KVM_CLEAR_DIRTY_LOG and userfaultfd.
+//! The kernel calls that no crate wraps: KVM_CLEAR_DIRTY_LOG, KVM_RESET_DIRTY_RINGS, userfaultfd.
 //!
 //! Layouts from include/uapi/linux/kvm.h and include/uapi/linux/userfaultfd.h.
 
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 
@@ -56,6 +57,27 @@ pub(crate) fn clear_dirty_log(
     check(unsafe { libc::ioctl(vm.as_raw_fd(), KVM_CLEAR_DIRTY_LOG, &raw const arg) })
 }
 
+const KVM_RESET_DIRTY_RINGS: libc::c_ulong = ioc(NONE, 0xae, 0xc7, 0);
+
+/// Has KVM take the entries that were given back, and protect their pages; how many it took.
+/// A signal would interrupt it halfway: the calling thread gets none meanwhile.
+pub(crate) fn reset_dirty_rings(vm: &VmFd) -> io::Result<u64> {
+    let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the sets are filled by these calls before they are read, and outlive them; they
+    // change what the calling thread has blocked.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+    }
+    // SAFETY: takes no argument; what it does to the guest's pages is for KVM's users to know.
+    let rc = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_RESET_DIRTY_RINGS, 0) };
+    let answer = check(rc);
+    // SAFETY: `before` was filled above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    answer.map(|()| rc as u64)
+}
+
 /// Faults are resolved by the kernel, which only notes them.
 pub(crate) const UFFD_FEATURE_WP_ASYNC: u64 = 1 << 15;
 const UFFD_API: u64 = 0xaa;
@@ -63,6 +85,8 @@ const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
 const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 /// Write-protect faults are told to whoever reads the descriptor.
 pub(crate) const UFFD_FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+/// They say which thread it was.
+pub(crate) const UFFD_FEATURE_THREAD_ID: u64 = 1 << 8;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
 const UFFD_PAGEFAULT_FLAG_WP: u64 = 1 << 1;
 /// Messages taken from the descriptor by one read.
@@ -183,8 +207,9 @@ impl Uffd {
         self.set_protection(start, len, 0)
     }
 
-    /// Calls `fault` with the address of each write fault that is waiting; none is fine.
-    pub(crate) fn read_faults(&self, mut fault: impl FnMut(usize)) -> io::Result<()> {
+    /// Calls `fault` with the address of each write fault that is waiting, and the thread that
+    /// waits; none is fine.
+    pub(crate) fn read_faults(&self, mut fault: impl FnMut(usize, u32)) -> io::Result<()> {
         let mut messages = [UffdMsg::default(); MESSAGES_A_READ];
         let size = size_of_val(&messages);
         // SAFETY: the kernel writes whole messages into an array of that size.
@@ -199,7 +224,7 @@ impl Uffd {
         for message in messages.iter().take(n as usize / size_of::<UffdMsg>()) {
             let is_write = message.flags & UFFD_PAGEFAULT_FLAG_WP != 0;
             if message.event == UFFD_EVENT_PAGEFAULT && is_write {
-                fault(message.address as usize);
+                fault(message.address as usize, message.thread as u32);
             }
         }
         Ok(())
@@ -225,20 +250,32 @@ impl Uffd {
     }
 }
 
-/// Waits until `faults` can be read (true), or until the other end of `until` is closed (false).
-pub(crate) fn wait_readable(faults: &Uffd, until: &impl AsRawFd) -> io::Result<bool> {
+/// Waits until `faults` or `other` can be read (which of them), or for `at_most`.
+pub(crate) fn wait_readable(
+    faults: &Uffd,
+    other: &impl AsRawFd,
+    at_most: Option<Duration>,
+) -> io::Result<(bool, bool)> {
     let entry = |fd| libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
     };
-    let mut fds = [entry(until.as_raw_fd()), entry(faults.as_raw_fd())];
-    // SAFETY: `fds` outlives the call, and its length is given.
-    let rc = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+    let mut fds = [entry(faults.as_raw_fd()), entry(other.as_raw_fd())];
+    let timeout = at_most.map(|d| libc::timespec {
+        tv_sec: d.as_secs() as libc::time_t,
+        tv_nsec: i64::from(d.subsec_nanos()),
+    });
+    let timeout = timeout
+        .as_ref()
+        .map_or(std::ptr::null(), std::ptr::from_ref);
+    let n = fds.len() as libc::nfds_t;
+    // SAFETY: `fds` and the timeout outlive the call, and the length is given.
+    let rc = unsafe { libc::ppoll(fds.as_mut_ptr(), n, timeout, std::ptr::null()) };
     match check(rc) {
-        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok((false, false)),
         Err(e) => Err(e),
-        Ok(()) => Ok(fds[0].revents == 0),
+        Ok(()) => Ok((fds[0].revents != 0, fds[1].revents != 0)),
     }
 }
 

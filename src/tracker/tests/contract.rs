@@ -2,74 +2,26 @@
 //! writing, harvesting and protecting; and a page that nobody wrote does not come back.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "contract_parts/kvm_ring.rs"]
+mod kvm_ring;
+#[path = "contract_parts/writer.rs"]
+mod writer;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use vm_memory::{Bytes, GuestAddress};
 use vmferry_memory::GuestRam;
 use vmferry_protocol::{PAGE_SIZE, PageRange};
-use vmferry_tracker::{DirtyTracker, TrackerKind, WpGroup, make};
+use vmferry_tracker::{DirtyTracker, Throttle, TrackerKind, WpGroup, make};
+use writer::Writer;
 
 const RAM: u64 = 4 << 20;
 const PAGES: u64 = RAM / PAGE_SIZE;
 /// A real-mode guest reaches these pages by a segment register; page 0 holds its code.
 const VCPU_PAGES: std::ops::Range<u64> = 1..256;
-
-/// A guest that writes one byte to the page named by its data segment, then halts.
-struct Writer {
-    vcpu: VcpuFd,
-    vm: Arc<VmFd>,
-}
-
-impl Writer {
-    fn new(ram: &GuestRam) -> Option<Self> {
-        let Ok(kvm) = Kvm::new() else {
-            eprintln!("SKIPPED (no /dev/kvm): writes by a vCPU");
-            return None;
-        };
-        let vm = Arc::new(kvm.create_vm().unwrap());
-        for (slot, region) in ram.regions().iter().enumerate() {
-            let arg = kvm_userspace_memory_region {
-                slot: slot as u32,
-                flags: 0,
-                guest_phys_addr: region.range.gpa(),
-                memory_size: region.range.bytes(),
-                userspace_addr: region.hva as u64,
-            };
-            // SAFETY: the region is mapped, and `ram` outlives the VM in every test here.
-            unsafe { vm.set_user_memory_region(arg) }.unwrap();
-        }
-        // mov [8], al; hlt
-        let code = [0xa2, 0x08, 0x00, 0xf4];
-        ram.guest_memory()
-            .write_slice(&code, GuestAddress(0))
-            .unwrap();
-        let vcpu = vm.create_vcpu(0).unwrap();
-        Some(Self { vcpu, vm })
-    }
-
-    fn write(&mut self, page: u64, value: u8) {
-        let mut sregs = self.vcpu.get_sregs().unwrap();
-        sregs.cs.base = 0;
-        sregs.cs.selector = 0;
-        sregs.ds.base = page * PAGE_SIZE;
-        sregs.ds.selector = (page << 8) as u16;
-        self.vcpu.set_sregs(&sregs).unwrap();
-        let mut regs = self.vcpu.get_regs().unwrap();
-        regs.rip = 0;
-        regs.rflags = 2;
-        regs.rax = u64::from(value);
-        self.vcpu.set_regs(&regs).unwrap();
-        match self.vcpu.run().unwrap() {
-            VcpuExit::Hlt => {}
-            other => panic!("unexpected exit {other:?}"),
-        }
-    }
-}
 
 fn harvest(tracker: &dyn DirtyTracker) -> BTreeSet<u64> {
     let mut pages = BTreeSet::new();
@@ -163,7 +115,7 @@ fn kvm_log_misses_no_write_in_random_schedules() {
     let Some(mut writer) = Writer::new(&ram) else {
         return;
     };
-    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.vm.clone())).unwrap();
+    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.kvm.clone())).unwrap();
     for seed in 0..40 {
         // A VMM write between harvest and protect is noted once more than needed; never missed.
         random_schedule(&*tracker, &ram, Some(&mut writer), true, seed, 250);
@@ -272,6 +224,36 @@ fn wp_group_tells_one_notification_a_group_and_how_long_it_took() {
 }
 
 #[test]
+fn wp_group_lets_writers_go_when_a_throttle_is_lifted() {
+    let ram = Arc::new(GuestRam::new(RAM).unwrap());
+    touch_all(&ram);
+    let tracker = wp_group(&ram, "64k");
+    assert!(tracker.can_throttle());
+    tracker.start().unwrap();
+    tracker.protect(PageRange::new(0, PAGES)).unwrap();
+    // A page a minute: nobody would get far.
+    tracker.throttle(Some(Throttle {
+        pages_per_second: 1,
+        most_pct: 99,
+    }));
+    let (wrote, progress) = std::sync::mpsc::channel();
+    let writer = {
+        let ram = ram.clone();
+        std::thread::spawn(move || {
+            for page in (0..PAGES).step_by(16) {
+                let at = GuestAddress(page * PAGE_SIZE);
+                ram.guest_memory().write_obj(7u64, at).unwrap();
+                wrote.send(page).unwrap();
+            }
+        })
+    };
+    assert_eq!(progress.recv(), Ok(0));
+    tracker.throttle(None);
+    writer.join().unwrap();
+    assert_eq!(tracker.costs().notifications, PAGES / 16);
+}
+
+#[test]
 fn wp_group_stopped_lets_writers_go_on_and_leaves_no_thread_behind() {
     let ram = Arc::new(GuestRam::new(RAM).unwrap());
     touch_all(&ram);
@@ -308,7 +290,7 @@ fn kvm_log_leaves_untouched_pages_out_until_they_are_touched() {
     let Some(mut writer) = Writer::new(&ram) else {
         return;
     };
-    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.vm.clone())).unwrap();
+    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.kvm.clone())).unwrap();
     untouched_then_touched(&*tracker, &ram);
     // And by the guest, in a part of RAM that exists already.
     let before = harvest(&*tracker);
@@ -378,7 +360,7 @@ fn kvm_log_counts_notifications_once() {
     let Some(mut writer) = Writer::new(&ram) else {
         return;
     };
-    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.vm.clone())).unwrap();
+    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.kvm.clone())).unwrap();
     notifications_are_counted_once(&*tracker, |page| writer.write(page, 1));
 }
 
@@ -404,7 +386,7 @@ fn kvm_log_started_again_after_a_stop_begins_anew() {
     let Some(writer) = Writer::new(&ram) else {
         return;
     };
-    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.vm.clone())).unwrap();
+    let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.kvm.clone())).unwrap();
     for _ in 0..3 {
         tracker.start().unwrap();
         assert_eq!(harvest(&*tracker).len() as u64, PAGES);

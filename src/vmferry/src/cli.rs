@@ -107,7 +107,7 @@ pub(crate) struct DemoArgs {
     /// raw, lz4, zstd[:LEVEL], brotli[:LEVEL]
     #[arg(long, default_value = "lz4", value_parser = codec)]
     pub(crate) codec: String,
-    /// wp-group, kvm-log, wp-async, or auto (the best that this host can have)
+    /// wp-group, kvm-log, kvm-ring, wp-async, or auto (what costs a guest least here; measured)
     #[arg(long, default_value = "auto", value_parser = tracker)]
     pub(crate) tracker: String,
     /// Limit of the link in Mbit/s; 0 is no limit

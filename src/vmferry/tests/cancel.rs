@@ -32,7 +32,7 @@ where
     let lab = Lab::new();
     let (mut a, mut b) = (lab.host("a").await, lab.host("b").await);
     a.boot(common::busy_guest(kind)).await;
-    let (at_source, at_destination) = (a.used().await, b.used().await);
+    let (at_source, at_destination) = (a.used_with_ram().await, b.used().await);
     let mut slow = Move::new(&a, &b).over(transport).slow();
     slow.migrate.max_blackout_ms = max_blackout_ms;
     slow.begin(&mut a, &mut b).await;

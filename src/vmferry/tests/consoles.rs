@@ -55,3 +55,13 @@ fn kvm_the_demo_keeps_what_the_guest_says() {
     // The workload does not use it, but it is there.
     assert_eq!(fs::read_to_string(serial).unwrap(), "");
 }
+
+#[test]
+fn process_machine_has_none_and_says_so() {
+    let ran = demo("--machine process --serial /no/such/file");
+    ran.completed();
+    assert!(ran.stderr.contains("no consoles"), "{}", ran.stderr);
+    let ran = demo("--machine process");
+    ran.completed();
+    assert!(!ran.stderr.contains("no consoles"), "{}", ran.stderr);
+}

@@ -7,11 +7,14 @@ mod common;
 
 use common::demo::demo;
 use common::lab::{Lab, Move};
+use vmferry_engine::report::ReportOutcome;
 use vmferry_machine::MachineKind;
+use vmferry_vmm::api::Request;
 
 on_each_machine!(
     nine_hops_lose_nothing,
     processes_that_received_and_sent_keep_nothing,
+    a_paused_guest_stays_paused_wherever_it_is,
 );
 
 async fn nine_hops_lose_nothing(kind: MachineKind) {
@@ -60,4 +63,25 @@ async fn processes_that_received_and_sent_keep_nothing(kind: MachineKind) {
 /// The guest is back where it began.
 fn hop_ends_round(from: &str) -> bool {
     from == "c"
+}
+
+async fn a_paused_guest_stays_paused_wherever_it_is(kind: MachineKind) {
+    let lab = Lab::new();
+    let (mut a, mut b) = (lab.host("a").await, lab.host("b").await);
+    a.boot(common::busy_guest(kind)).await;
+    a.call(Request::Pause).await.unwrap();
+    // A move that is given up lets it run no more than one that completes.
+    let slow = Move::new(&a, &b).slow();
+    slow.begin(&mut a, &mut b).await;
+    a.progress(|line| line.phase == "precopy").await;
+    a.call(Request::Cancel).await.unwrap();
+    a.stays(ReportOutcome::Cancelled).await;
+    b.stops_waiting().await;
+    assert_eq!(a.status().await.machine, "paused");
+
+    let hop = Move::new(&a, &b);
+    hop.complete(&mut a, &mut b).await;
+    assert_eq!(b.status().await.machine, "paused");
+    b.call(Request::Resume).await.unwrap();
+    b.runs_unharmed().await;
 }

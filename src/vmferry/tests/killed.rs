@@ -36,7 +36,7 @@ async fn destination(kind: MachineKind, transport: &str) {
     let lab = Lab::new();
     let (mut a, mut b) = (lab.host("a").await, lab.host("b").await);
     a.boot(common::busy_guest(kind)).await;
-    let used = a.used().await;
+    let used = a.used_with_ram().await;
     let slow = Move::new(&a, &b).over(transport).slow();
     slow.begin(&mut a, &mut b).await;
     a.progress(|line| line.phase == "precopy").await;

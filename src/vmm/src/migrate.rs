@@ -8,13 +8,15 @@ use rand::rngs::OsRng;
 use tokio::sync::broadcast;
 use vmferry_codecs::CodecSpec;
 use vmferry_engine::destination::{self, DestinationHandle, DestinationOptions, config_of};
+use vmferry_engine::report::TrackerChoice;
 use vmferry_engine::source::{self, SourceHandle, SourceOptions};
 use vmferry_journal::Journal;
 use vmferry_machine::{Console, Machine, MachineConfig, MachineKind};
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::policy::Limits;
 use vmferry_protocol::source::Progress;
-use vmferry_tracker::{TrackerKind, default_kind};
+use vmferry_tracker::TrackerKind;
+use vmferry_tracker::auto::{self, MachineSort};
 use vmferry_transports::{Bandwidth, LinkHint, TlsIdentity, TransportKind, connector, listen};
 
 use crate::api::{Event, MigrateOptions, ProgressLine, ReceiveOptions, TlsFiles};
@@ -43,20 +45,35 @@ fn hint(mbit: u64) -> LinkHint {
     LinkHint { mbit, rtt_ms: 0 }
 }
 
+fn sort_of(config: &MachineConfig) -> MachineSort {
+    match config.kind {
+        MachineKind::Process => MachineSort::Process,
+        MachineKind::Kvm if config.dirty_rings => MachineSort::KvmWithRings,
+        MachineKind::Kvm => MachineSort::Kvm,
+    }
+}
+
 /// Begins to move `machine` away.
-pub(crate) fn leave(
+pub(crate) async fn leave(
     machine: Arc<dyn Machine>,
     journal: Arc<dyn Journal>,
     asked: &MigrateOptions,
 ) -> Result<(SourceHandle, MigrationId), String> {
     let kind: TransportKind = asked.transport.parse().map_err(|e| describe(&e))?;
-    let tracker = match asked.tracker.as_str() {
+    let (tracker, tracker_choice) = match asked.tracker.as_str() {
         "auto" => {
-            let (kind, why) = default_kind(machine.config().kind == MachineKind::Kvm);
-            tracing::info!(%kind, why, "tracker chosen");
-            kind
+            let sort = sort_of(machine.config());
+            // Measuring takes its time, the first time.
+            let choice = tokio::task::spawn_blocking(move || auto::pick(sort))
+                .await
+                .map_err(|e| format!("choosing a tracker failed: {e}"))?;
+            tracing::info!(kind = %choice.kind, why = choice.why, "tracker chosen");
+            (choice.kind, Some(TrackerChoice::from(&choice)))
         }
-        name => name.parse::<TrackerKind>().map_err(|e| describe(&e))?,
+        name => {
+            let kind = name.parse::<TrackerKind>().map_err(|e| describe(&e))?;
+            (kind, None)
+        }
     };
     let max_blackout = Duration::try_from_secs_f64(asked.max_blackout_ms / 1e3)
         .map_err(|_| "the longest blackout is not a time".to_owned())?;
@@ -72,6 +89,7 @@ pub(crate) fn leave(
             max_blackout,
             ..Limits::default()
         },
+        tracker_choice,
         ..SourceOptions::new(migration, token(&asked.token)?, tracker)
     };
     let connector = connector(

@@ -79,12 +79,13 @@ async fn serve(options: &RunOptions) -> Result<(), RunError> {
     let (asked, requests) = mpsc::channel(16);
     let events = broadcast::Sender::new(EVENTS_KEPT);
     tokio::spawn(server::serve(listener, asked, events.clone()));
+    let alone = options.until_stdin_ends.then(stdin_ends);
     println!("{READY}");
     let vm = Vm::new(journal, events).run(requests);
-    if options.until_stdin_ends {
+    if let Some(alone) = alone {
         tokio::select! {
             () = vm => {}
-            () = stdin_ends() => tracing::info!("whoever started this process has gone: ending"),
+            () = alone => tracing::info!("whoever started this process has gone: ending"),
         }
     } else {
         vm.await;
@@ -93,23 +94,25 @@ async fn serve(options: &RunOptions) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Resolves when standard input ends. By a thread of its own: the runtime would wait for one of
-/// its own at the end.
-async fn stdin_ends() {
+/// Resolves when standard input ends. By a thread of its own, started at once: the runtime would
+/// wait for one of its own at the end.
+fn stdin_ends() -> impl Future<Output = ()> {
     let (ended, end) = oneshot::channel();
     let read = move || {
         let mut buffer = [0; 64];
         while matches!(io::stdin().read(&mut buffer), Ok(1..)) {}
         let _ = ended.send(());
     };
-    match std::thread::Builder::new()
+    let started = std::thread::Builder::new()
         .name("stdin".to_owned())
-        .spawn(read)
-    {
-        Ok(_) => drop(end.await),
-        Err(error) => {
-            tracing::warn!(%error, "the end of standard input will not be noticed");
-            std::future::pending().await
+        .spawn(read);
+    async move {
+        match started {
+            Ok(_) => drop(end.await),
+            Err(error) => {
+                tracing::warn!(%error, "the end of standard input will not be noticed");
+                std::future::pending().await
+            }
         }
     }
 }

@@ -101,7 +101,7 @@ impl Vm {
             Request::Migrate(options) => {
                 self.must_be_free()?;
                 let (machine, journal) = (self.the_machine()?, self.journal.clone());
-                let (handle, id) = migrate::leave(machine, journal, &options)?;
+                let (handle, id) = migrate::leave(machine, journal, &options).await?;
                 self.job = Job::Leaving(handle.canceller());
                 let (events, to) = (self.events.clone(), self.happenings.clone());
                 actix::spawn(migrate::watch_source(handle, events, to));

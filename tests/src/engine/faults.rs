@@ -226,7 +226,7 @@ pub struct FaultyConnector {
 impl FaultyConnector {
     /// Over `inner`.
     #[must_use]
-    pub fn new(inner: Arc<dyn Connector>, script: Arc<Script>) -> Arc<dyn Connector> {
+    pub fn over(inner: Arc<dyn Connector>, script: Arc<Script>) -> Arc<dyn Connector> {
         Arc::new(Self { inner, script })
     }
 }

@@ -19,7 +19,7 @@ use vmferry_machine::{
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::message::VmShape;
 use vmferry_protocol::source::Outcome;
-use vmferry_tracker::default_kind;
+use vmferry_tracker::auto::{self, MachineSort};
 use vmferry_transports::keys::Authority;
 use vmferry_transports::{
     Connector, LinkHint, Listener, TlsIdentity, TransportKind, connector, listen, memory,
@@ -77,6 +77,7 @@ impl Guest {
             },
             serial: Console::None,
             debugcon: Console::None,
+            dirty_rings: false,
         };
         let machine = vmferry_machine::create(&config, events).expect("a machine");
         machine.boot().expect("it boots");
@@ -90,7 +91,13 @@ impl Guest {
                 *e == MachineEvent::WorkloadReady
             })
             .await;
+        guest.look();
         guest
+    }
+
+    /// A look at which pages exist: RAM keeps what it opens for that, which is no leak.
+    fn look(&self) {
+        self.machine.ram().populated(|_| ()).expect("RAM");
     }
 
     /// A process machine with little to do: a hot set that is rewritten at an easy pace.
@@ -296,11 +303,23 @@ fn maker(made: Arc<Mutex<Made>>, wrap: Wrap) -> MakeMachine {
     })
 }
 
-/// Starts the destination, then the source. Nothing of either has run yet when this returns.
+/// Starts the destination, then the source. The source has done nothing yet when this returns.
 ///
 /// # Panics
 /// Where the source cannot be started.
 pub async fn begin(guest: &Guest, plan: &Plan) -> Under {
+    begin_after(guest, plan, async |_, _, _| {}).await
+}
+
+/// The same, with something that happens before the source is there.
+///
+/// # Panics
+/// Where the source cannot be started.
+pub async fn begin_after(
+    guest: &Guest,
+    plan: &Plan,
+    first: impl AsyncFnOnce(Arc<dyn Connector>, Token, MigrationId),
+) -> Under {
     let (connector, listener) = plan.over.pair().await;
     let (migration, token) = (MigrationId(fresh()), Token::new(fresh()));
     let made = Arc::new(Mutex::new(Made::default()));
@@ -315,7 +334,12 @@ pub async fn begin(guest: &Guest, plan: &Plan) -> Under {
             ..DestinationOptions::new(token)
         },
     );
-    let tracker = default_kind(guest.machine.config().kind == MachineKind::Kvm);
+    first(connector.clone(), token, migration).await;
+    let tracker = auto::pick(match guest.machine.config().kind {
+        MachineKind::Kvm => MachineSort::Kvm,
+        MachineKind::Process => MachineSort::Process,
+    })
+    .kind;
     let options = SourceOptions {
         streams: plan.streams,
         codec: plan.codec,
@@ -323,7 +347,7 @@ pub async fn begin(guest: &Guest, plan: &Plan) -> Under {
         reconnect_for: plan.reconnect_for,
         ..SourceOptions::new(migration, token, tracker)
     };
-    let faulty = FaultyConnector::new(connector.clone(), plan.script.clone());
+    let faulty = FaultyConnector::over(connector.clone(), plan.script.clone());
     let source = source::start(guest.machine.clone(), faulty, source_journal, options)
         .expect("a migration can begin");
     Under {
@@ -437,5 +461,6 @@ pub async fn settle(guest: Guest, mut ended: Ended) -> Guest {
         Outcome::Undecided { detail } => panic!("undecided: {detail}"),
     };
     here.verify().await;
+    here.look();
     here
 }

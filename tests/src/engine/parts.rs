@@ -11,11 +11,13 @@ use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::ownership::Record;
 use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
 
+type Fails = Box<dyn Fn(usize, &Record) -> bool + Send + Sync>;
+
 /// A journal whose disk is full for some appends.
 pub struct FaultyJournal {
     inner: Arc<dyn Journal>,
     appends: AtomicUsize,
-    fails: Box<dyn Fn(usize, &Record) -> bool + Send + Sync>,
+    fails: Fails,
 }
 
 impl FaultyJournal {
@@ -84,7 +86,7 @@ impl fmt::Debug for FaultyMachine {
 
 impl FaultyMachine {
     /// Fails to do `op` for the first `times`.
-    pub fn new(inner: Arc<dyn Machine>, op: Op, times: usize) -> Arc<dyn Machine> {
+    pub fn over(inner: Arc<dyn Machine>, op: Op, times: usize) -> Arc<dyn Machine> {
         Arc::new(Self {
             inner,
             op,

@@ -164,6 +164,8 @@ fn nth_page(layout: &RamLayout, mut index: u64) -> u64 {
     layout.regions()[0].start
 }
 
+const NANOS: u64 = 1_000_000_000;
+
 /// The guest at the source, with its tracker.
 #[derive(Clone, Debug)]
 pub(super) struct Guest {
@@ -173,6 +175,9 @@ pub(super) struct Guest {
     tracking: bool,
     notifications: u64,
     group_pages: u64,
+    /// Pages that may become dirty in a second, and what of it is left, in billionths.
+    throttle: Option<u64>,
+    allowance: u64,
     rng: Rng,
     /// Writes owed for time too short for one.
     owed: u64,
@@ -193,6 +198,8 @@ impl Guest {
             tracking: false,
             notifications: 0,
             group_pages: group_pages.max(1),
+            throttle: None,
+            allowance: 0,
             rng: Rng::new(seed),
             owed: 0,
         }
@@ -214,11 +221,36 @@ impl Guest {
     /// Runs for `nanos`.
     pub(super) fn run(&mut self, writes: Writes, layout: &RamLayout, nanos: u64) {
         self.owed += writes.rate() * nanos;
-        while self.owed >= 1_000_000_000 {
-            self.owed -= 1_000_000_000;
+        self.allowance += self.throttle.unwrap_or(0) * nanos;
+        while self.owed >= NANOS {
+            self.owed -= NANOS;
             let gfn = writes.next_page(layout, &mut self.rng);
+            if self.must_wait(gfn) {
+                // The writer stands still for the rest of the slice.
+                self.owed = 0;
+                return;
+            }
             self.write(gfn);
         }
+    }
+
+    /// Whether the answer to a write to this page is held back; if not, it is paid for.
+    fn must_wait(&mut self, gfn: u64) -> bool {
+        if self.throttle.is_none() || !self.tracking || self.dirty.contains(gfn) {
+            return false;
+        }
+        let price = NANOS * self.group_pages;
+        let wait = self.allowance < price;
+        if !wait {
+            self.allowance -= price;
+        }
+        wait
+    }
+
+    /// From now on so many pages may become dirty in a second.
+    pub(super) fn throttle(&mut self, pages_per_second: Option<u64>) {
+        self.throttle = pages_per_second;
+        self.allowance = 0;
     }
 
     /// What may have changed: at first, all there is. Nothing is cleared.

@@ -149,6 +149,10 @@ pub struct Scenario {
     /// Pages that a write makes perhaps dirty together; from 2 on, contents are compared before
     /// they are sent.
     pub group_pages: u64,
+    /// Whether the tracker can slow writers down.
+    pub can_throttle: bool,
+    /// What a notification costs the guest.
+    pub notification: Duration,
     /// The guest runs in slices of this length.
     pub slice: Duration,
     /// Running or paused.
@@ -193,6 +197,8 @@ impl Default for Scenario {
             touched: 1200,
             writes: Writes::Uniform { rate: 20_000 },
             group_pages: 1,
+            can_throttle: true,
+            notification: Duration::from_micros(20),
             slice: Duration::from_micros(100),
             run_state: RunState::Running,
             streams: 4,

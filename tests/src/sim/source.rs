@@ -26,6 +26,9 @@ impl World<'_> {
         match output {
             SourceOutput::Send(message) => return self.send(Direction::ToDestination, &message),
             SourceOutput::SendChunk(chunk) => return self.protect_and_read(chunk),
+            SourceOutput::Throttle { pages_per_second } => {
+                self.guest.throttle(pages_per_second);
+            }
             SourceOutput::Harvest { pass } => self.after(costs.harvest, Next::Harvest { pass }),
             SourceOutput::Pause => {
                 self.paused_at = Some(self.now);
@@ -88,6 +91,8 @@ impl World<'_> {
         let first = self.harvests == 0;
         self.harvests += 1;
         let (dirty, notifications) = self.guest.harvest(first);
+        let times = u32::try_from(notifications).unwrap_or(u32::MAX);
+        let stall = self.s.notification * times;
         if self.bug(PlantedBug::ForgetsFinalHarvest) {
             let mut ranges = Vec::new();
             dirty.for_each_run(|r| ranges.push(r));
@@ -97,6 +102,7 @@ impl World<'_> {
                 return self.tell_source(SourceEvent::Harvested {
                     dirty,
                     notifications,
+                    stall,
                 });
             }
         }
@@ -104,6 +110,7 @@ impl World<'_> {
         self.tell_source(SourceEvent::Harvested {
             dirty,
             notifications,
+            stall,
         })
     }
 

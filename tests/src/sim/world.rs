@@ -165,6 +165,7 @@ impl<'a> World<'a> {
             limits: s.limits,
             window_pages: s.window_pages,
             fixed_cost: Duration::from_millis(5),
+            can_throttle: s.can_throttle,
             silence: s.silence,
             pause_deadline: s.pause_deadline,
             reconnect_for: s.reconnect_for,

@@ -10,6 +10,7 @@ use quinn::{
     ServerConfig, TransportConfig, VarInt,
 };
 
+use super::congestion::{Closing, Factory};
 use crate::{LinkHint, MAX_STREAMS, TlsIdentity, TransportError};
 
 /// What a silent peer gets before its connection counts as lost, in milliseconds.
@@ -36,7 +37,13 @@ fn window(hint: LinkHint, loopback: bool) -> u64 {
 }
 
 /// The transport's settings with a peer at `peer`; `uni` and `bi` streams may be opened by it.
-fn transport(hint: LinkHint, peer: IpAddr, uni: u32, bi: u32) -> TransportConfig {
+fn transport(
+    hint: LinkHint,
+    peer: IpAddr,
+    uni: u32,
+    bi: u32,
+    closing: &Closing,
+) -> TransportConfig {
     let loopback = peer.to_canonical().is_loopback();
     let window = window(hint, loopback);
     let credit = VarInt::from_u64(window).unwrap_or(VarInt::MAX);
@@ -55,6 +62,7 @@ fn transport(hint: LinkHint, peer: IpAddr, uni: u32, bi: u32) -> TransportConfig
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(SILENCE_MS))))
         .keep_alive_interval(Some(Duration::from_millis(u64::from(SILENCE_MS) / 5)))
+        .congestion_controller_factory(Arc::new(Factory::new(closing.clone())))
         .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks));
     if hint.rtt_ms > 0 {
@@ -71,28 +79,31 @@ pub(super) fn endpoint() -> EndpointConfig {
     config
 }
 
-/// For connections to `peer`.
+/// For a connection to `peer`.
 pub(super) fn client(
     tls: &TlsIdentity,
     hint: LinkHint,
     peer: IpAddr,
+    closing: &Closing,
 ) -> Result<ClientConfig, TransportError> {
     let crypto = QuicClientConfig::try_from(tls.client()).map_err(|e| unusable(&e))?;
     let mut config = ClientConfig::new(Arc::new(crypto));
-    config.transport_config(Arc::new(transport(hint, peer, 0, 0)));
+    config.transport_config(Arc::new(transport(hint, peer, 0, 0, closing)));
     Ok(config)
 }
 
-/// For connections from `peer`.
+/// For a connection from `peer`.
 pub(super) fn server(
     tls: &TlsIdentity,
     hint: LinkHint,
     peer: IpAddr,
+    closing: &Closing,
 ) -> Result<ServerConfig, TransportError> {
     let crypto = QuicServerConfig::try_from(tls.server()).map_err(|e| unusable(&e))?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    let transport = transport(hint, peer, MAX_STREAMS.into(), 1, closing);
     config
-        .transport_config(Arc::new(transport(hint, peer, MAX_STREAMS.into(), 1)))
+        .transport_config(Arc::new(transport))
         .migration(false)
         // What peers may store here before anybody has looked at them.
         .max_incoming(64)

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use quinn::{ClientConfig, ConnectionError, Endpoint, ReadExactError, TokioRuntime};
+use quinn::{ConnectionError, Endpoint, ReadExactError, TokioRuntime};
 use tokio::time::timeout;
 
+use super::congestion::Closing;
 use super::control::{control, write_error};
 use super::socket::Socket;
 use super::{ACCEPTED, CONTROL, NAME, PAGES, config, pages};
@@ -25,7 +26,8 @@ const OTHER: &str = "the destination";
 pub struct QuicConnector {
     to: SocketAddr,
     name: String,
-    config: ClientConfig,
+    tls: TlsIdentity,
+    hint: LinkHint,
     pacer: Option<Arc<Pacer>>,
 }
 
@@ -47,7 +49,8 @@ impl QuicConnector {
         Ok(Self {
             to,
             name: server_name.to_owned(),
-            config: config::client(tls, hint, to.ip())?,
+            tls: tls.clone(),
+            hint,
             pacer: limit.map(|limit| Arc::new(Pacer::new(limit))),
         })
     }
@@ -70,8 +73,11 @@ impl QuicConnector {
             Arc::new(TokioRuntime),
         )
         .map_err(|e| explain::io(&e, OTHER))?;
+        let closing = Closing::default();
+        let config = config::client(&self.tls, self.hint, self.to.ip(), &closing)
+            .map_err(|e| e.to_string())?;
         let connecting = endpoint
-            .connect_with(self.config.clone(), self.to, &self.name)
+            .connect_with(config, self.to, &self.name)
             .map_err(|e| e.to_string())?;
         let connection = tokio::select! {
             connection = connecting => connection.map_err(lost)?,
@@ -104,7 +110,7 @@ impl QuicConnector {
             pages.push(pages::writer(stream, self.pacer.clone()));
         }
         Ok(Connection {
-            control: control(connection, (writer, reader), OTHER),
+            control: control(connection, closing, (writer, reader), OTHER),
             pages,
         })
     }

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
 
 use super::DONE;
+use super::congestion::Closing;
 use crate::{Control, ControlReader, ControlWriter, TransportError, explain};
 
 /// How long the last words may take.
@@ -23,11 +24,13 @@ const FIRST: i32 = 1;
 #[derive(Debug)]
 struct Open {
     connection: Connection,
+    closing: Closing,
     other: &'static str,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
+        self.closing.begin();
         self.connection.close(DONE, b"");
     }
 }
@@ -47,12 +50,17 @@ struct Writer {
 /// The control stream of a connection with `other`.
 pub(super) fn control(
     connection: Connection,
+    closing: Closing,
     stream: (SendStream, RecvStream),
     other: &'static str,
 ) -> Control {
     // Fails for a stream that has ended already, which then does not matter.
     let _ = stream.0.set_priority(FIRST);
-    let open = Arc::new(Open { connection, other });
+    let open = Arc::new(Open {
+        connection,
+        closing,
+        other,
+    });
     Control {
         reader: Box::new(Reader {
             stream: stream.1,

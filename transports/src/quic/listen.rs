@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
+use super::congestion::Closing;
 use super::control::control;
 use super::socket::Socket;
 use super::{ACCEPTED, CONTROL, DONE, NAME, PAGES, config, pages};
@@ -38,7 +39,7 @@ pub struct QuicListener {
     endpoint: Endpoint,
     tls: TlsIdentity,
     hint: LinkHint,
-    handshakes: Handshakes<Connection>,
+    handshakes: Handshakes<(Connection, Closing)>,
     connections: JoinSet<()>,
     opened: mpsc::Sender<Incoming>,
     incoming: mpsc::Receiver<Incoming>,
@@ -63,7 +64,7 @@ impl QuicListener {
         let socket = Socket::bind(at).map_err(failed)?;
         let endpoint = Endpoint::new_with_abstract_socket(
             config::endpoint(),
-            Some(config::server(tls, hint, at.ip())?),
+            Some(config::server(tls, hint, at.ip(), &Closing::default())?),
             socket,
             Arc::new(TokioRuntime),
         )
@@ -86,8 +87,8 @@ impl QuicListener {
             let full_until = room.err().unwrap_or_else(Instant::now);
             tokio::select! {
                 Some(stream) = self.incoming.recv() => return Ok(stream),
-                (peer, connection) = self.handshakes.done() => {
-                    self.connected(peer, connection);
+                (peer, (connection, closing)) = self.handshakes.done() => {
+                    self.connected(peer, connection, closing);
                 }
                 Some(_) = self.connections.join_next() => {}
                 arrived = self.endpoint.accept(), if room.is_ok() => match arrived {
@@ -108,24 +109,28 @@ impl QuicListener {
             }
             return Ok(());
         }
-        let config = config::server(&self.tls, self.hint, from.ip())?;
+        // A configuration of its own, as there is one congestion control per connection.
+        let closing = Closing::default();
+        let config = config::server(&self.tls, self.hint, from.ip(), &closing)?;
         self.handshakes.start(from, async move {
-            peer.accept_with(Arc::new(config))
+            let connection = peer
+                .accept_with(Arc::new(config))
                 .map_err(|e| explain::quic(&e, OTHER))?
                 .await
-                .map_err(|e| explain::quic(&e, OTHER))
+                .map_err(|e| explain::quic(&e, OTHER))?;
+            Ok((connection, closing))
         });
         Ok(())
     }
 
-    fn connected(&mut self, peer: SocketAddr, connection: Connection) {
+    fn connected(&mut self, peer: SocketAddr, connection: Connection, closing: Closing) {
         if self.connections.len() >= CONNECTIONS {
             warn!(transport = NAME, %peer, "peer turned away: there are {CONNECTIONS} connections");
             return;
         }
         let opened = self.opened.clone();
         self.connections.spawn(async move {
-            if let Err(why) = streams(&connection, &opened).await {
+            if let Err(why) = streams(&connection, &closing, &opened).await {
                 warn!(transport = NAME, %peer, "connection closed: {why}");
                 connection.close(DONE, why.as_bytes());
             }
@@ -134,14 +139,18 @@ impl QuicListener {
 }
 
 /// Passes on the streams of a connection until it ends.
-async fn streams(connection: &Connection, opened: &mpsc::Sender<Incoming>) -> Result<(), String> {
+async fn streams(
+    connection: &Connection,
+    closing: &Closing,
+    opened: &mpsc::Sender<Incoming>,
+) -> Result<(), String> {
     let control = async {
         let stream = timeout(FIRST_BYTE, connection.accept_bi())
             .await
             .map_err(|_| "no control stream".to_owned())?
             .map_err(|e| explain::quic(&e, OTHER))?;
         let stream = accepted(stream).await?;
-        let control = control(connection.clone(), stream, OTHER);
+        let control = control(connection.clone(), closing.clone(), stream, OTHER);
         opened
             .send(Incoming::Control(control))
             .await

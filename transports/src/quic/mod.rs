@@ -12,6 +12,7 @@
 //! the sending side control goes first.
 
 mod config;
+mod congestion;
 mod connect;
 mod control;
 mod listen;

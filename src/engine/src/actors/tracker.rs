@@ -77,6 +77,7 @@ impl Handler<Harvest> for Tracker {
             Ok(stats) => SourceEvent::Harvested {
                 dirty,
                 notifications: stats.notifications,
+                stall: stats.stall,
             },
             Err(error) => SourceEvent::Failed {
                 detail: describe(&error),

@@ -9,6 +9,7 @@ mod text;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use vmferry_tracker::auto::{Choice, Cost, Measured};
 
 pub use guest::{GuestReport, Moments};
 pub use text::render;
@@ -85,12 +86,84 @@ pub struct PassReport {
     pub pages_sent: u64,
     /// Pages left out, as their content was what the destination had.
     pub pages_unchanged: u64,
+    /// Pages that change all the time, left for the end.
+    pub pages_deferred: u64,
     /// Write notifications that the guest paid for before this pass.
     pub notifications: u64,
     /// Bytes on the page streams, before TLS.
     pub bytes_wire: u64,
     /// Whether the guest was paused.
     pub r#final: bool,
+}
+
+/// A decision of the policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DecisionReport {
+    /// The pass after which it was taken.
+    pub after_pass: u32,
+    /// `continue`, `throttle`, `switch-over` or `give-up`.
+    pub decision: String,
+    /// Blackout of a switchover then, as predicted, in milliseconds.
+    pub blackout_ms: f64,
+    /// How much shorter another pass would make it, in milliseconds.
+    pub saved_ms: f64,
+    /// Guest work that another pass would cost, in milliseconds.
+    pub cost_ms: f64,
+}
+
+/// What write notifications cost the guest during pre-copy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NotificationReport {
+    /// How many were answered.
+    pub answered: u64,
+    /// Pages made writable by them.
+    pub pages_released: u64,
+    /// Time from reading one until its writer could go on, summed, in milliseconds.
+    pub stall_ms: f64,
+    /// The longest of these, in milliseconds.
+    pub longest_stall_ms: f64,
+    /// How long writers were made to wait so that the migration converges, in milliseconds.
+    pub throttled_ms: f64,
+}
+
+/// What notifications of a tracker cost a guest here, in nanoseconds a page that it rewrites.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrackerCost {
+    /// Where it rewrites all pages of 2 MiB.
+    pub dense: f64,
+    /// Where it rewrites one page of 2 MiB.
+    pub sparse: f64,
+}
+
+/// Why a tracker was chosen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrackerChoice {
+    /// In a line of words.
+    pub why: String,
+    /// By tracker, what was measured.
+    pub ns_per_page: BTreeMap<String, TrackerCost>,
+}
+
+impl From<Cost> for TrackerCost {
+    fn from(cost: Cost) -> Self {
+        Self {
+            dense: cost.dense_ns,
+            sparse: cost.sparse_ns,
+        }
+    }
+}
+
+impl From<&Choice> for TrackerChoice {
+    fn from(choice: &Choice) -> Self {
+        let cost = |m: &Measured| {
+            let cost = *m.cost.as_ref().ok()?;
+            Some((m.kind.name().to_owned(), cost.into()))
+        };
+        Self {
+            why: choice.why.clone(),
+            ns_per_page: choice.measured.iter().filter_map(cost).collect(),
+        }
+    }
 }
 
 /// The whole report. Sizes in bytes, durations in milliseconds.
@@ -110,6 +183,9 @@ pub struct MigrationReport {
     pub streams: u16,
     /// The tracker used.
     pub tracker: String,
+    /// Why that one, where nobody said which.
+    #[serde(default)]
+    pub tracker_choice: Option<TrackerChoice>,
     /// The codec asked for.
     pub codec: String,
     /// Virtual processors.
@@ -138,6 +214,10 @@ pub struct MigrationReport {
     pub pages_zero: u64,
     /// Pages that were considered but unchanged.
     pub pages_unchanged: u64,
+    /// What the policy decided after each pass, and the numbers it rests on.
+    pub decisions: Vec<DecisionReport>,
+    /// What write notifications cost the guest, where this process answers them.
+    pub notifications: NotificationReport,
     /// What the guest lost.
     pub guest: GuestReport,
     /// Most memory used beyond the guest's RAM and what the process used before, at the source.

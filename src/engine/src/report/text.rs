@@ -26,6 +26,7 @@ pub fn render(r: &MigrationReport) -> String {
     let _ = write_head(&mut out, r);
     let _ = write_blackout(&mut out, r);
     let _ = write_passes(&mut out, r);
+    let _ = write_notifications(&mut out, r);
     let _ = write_guest(&mut out, r);
     out
 }
@@ -52,6 +53,9 @@ fn write_head(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
         r.streams,
         r.codec
     )?;
+    if let Some(choice) = &r.tracker_choice {
+        writeln!(out, "  {} chosen: {}", r.tracker, choice.why)?;
+    }
     writeln!(
         out,
         "  total      {:.0} ms · memory {} · wire {} · zero pages {} · unchanged {}",
@@ -122,6 +126,23 @@ fn write_passes(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
         )?;
     }
     writeln!(out, "    * guest paused")
+}
+
+fn write_notifications(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
+    let n = &r.notifications;
+    if n.answered == 0 {
+        return Ok(());
+    }
+    let throttled = if n.throttled_ms > 0.0 {
+        format!(" · writers slowed down for {:.0} ms", n.throttled_ms)
+    } else {
+        String::new()
+    };
+    writeln!(
+        out,
+        "  writes     {} notifications for {} pages · {:.2} ms stall, longest {:.2} ms{throttled}",
+        n.answered, n.pages_released, n.stall_ms, n.longest_stall_ms
+    )
 }
 
 fn write_guest(out: &mut String, r: &MigrationReport) -> std::fmt::Result {

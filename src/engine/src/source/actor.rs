@@ -17,7 +17,7 @@ use vmferry_protocol::source::{
     Outcome, Progress, Source, SourceConfig, SourceEvent, SourceOutput,
 };
 use vmferry_protocol::{PAGE_SIZE, RamLayout};
-use vmferry_tracker::{DirtyTracker, PassFacts};
+use vmferry_tracker::{DirtyTracker, PassFacts, Throttle};
 use vmferry_transports::Connector;
 
 use super::summary::summarise;
@@ -60,6 +60,7 @@ pub(crate) struct Migration {
     options: SourceOptions,
     parts: Option<Parts>,
     machine: Arc<dyn Machine>,
+    tracker: Arc<dyn DirtyTracker>,
     connector_name: &'static str,
     team: Option<Team>,
     timer: Option<SpawnHandle>,
@@ -124,6 +125,7 @@ impl Migration {
             fixed_cost: FIXED_COST,
             silence: options.silence,
             pause_deadline: PAUSE_AT_LEAST.max(options.limits.max_blackout * PAUSE_FACTOR),
+            can_throttle: tracker.can_throttle(),
             reconnect_for: options.reconnect_for,
             software: SOFTWARE.to_owned(),
         };
@@ -131,6 +133,7 @@ impl Migration {
             core: Source::new(config, clock.now()),
             clock,
             connector_name: connector.name(),
+            tracker: tracker.clone(),
             parts: Some(Parts {
                 connector,
                 journal,
@@ -235,6 +238,14 @@ impl Migration {
                 team.tracker.do_send(Harvest { facts });
             }
             SourceOutput::SendChunk(chunk) => team.compressors.do_send(Encode(chunk)),
+            SourceOutput::Throttle { pages_per_second } => {
+                let throttle = pages_per_second.map(|pages_per_second| Throttle {
+                    pages_per_second,
+                    most_pct: self.options.limits.throttle_pct,
+                });
+                // At once, not by the tracker's thread: the pause must not come before it.
+                self.tracker.throttle(throttle);
+            }
             SourceOutput::Pause => team.hands.do_send(Do::Pause(machine)),
             // This machine has no storage whose jobs could be in flight.
             SourceOutput::CancelIo => ctx.notify(Told(SourceEvent::IoCancelled)),
@@ -285,6 +296,7 @@ impl Migration {
             self.connector_name,
             &outcome,
             self.core.stats(),
+            self.tracker.costs(),
             self.clock.now(),
         );
         let pause = self.core.stats().timeline.pause;

@@ -24,7 +24,7 @@ use vmferry_protocol::{PageRange, RamLayout};
 use vmferry_tracker::TrackerKind;
 use vmferry_transports::{Connector, MAX_STREAMS};
 
-use crate::report::MigrationReport;
+use crate::report::{MigrationReport, TrackerChoice};
 use actor::{Cancel, Migration};
 
 /// How a machine is to be moved.
@@ -40,6 +40,8 @@ pub struct SourceOptions {
     pub codec: CodecSpec,
     /// How changed pages are found.
     pub tracker: TrackerKind,
+    /// Why so, for the report, where nobody said how.
+    pub tracker_choice: Option<TrackerChoice>,
     /// The operator's limits.
     pub limits: Limits,
     /// Compressor threads.
@@ -70,6 +72,7 @@ impl SourceOptions {
             streams: 2,
             codec: CodecSpec::Lz4,
             tracker,
+            tracker_choice: None,
             limits: Limits::default(),
             compressors: cores.min(4),
             window_bytes: WINDOW_BYTES,

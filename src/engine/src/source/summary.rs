@@ -7,10 +7,15 @@ use vmferry_machine::Machine;
 use vmferry_protocol::PAGE_SIZE;
 use vmferry_protocol::ids::Time;
 use vmferry_protocol::message::AbortCode;
+use vmferry_protocol::policy::Weighed;
 use vmferry_protocol::source::{Outcome, PassStats, SourceStats};
+use vmferry_tracker::NotificationCosts;
 
 use super::SourceOptions;
-use crate::report::{BlackoutBreakdown, GuestReport, MigrationReport, PassReport, ReportOutcome};
+use crate::report::{
+    BlackoutBreakdown, DecisionReport, GuestReport, MigrationReport, NotificationReport,
+    PassReport, ReportOutcome,
+};
 
 fn ms(d: Duration) -> f64 {
     d.as_secs_f64() * 1e3
@@ -23,9 +28,30 @@ fn pass(p: &PassStats) -> PassReport {
         pages_considered: p.pages_considered,
         pages_sent: p.pages_data,
         pages_unchanged: p.pages_unchanged,
+        pages_deferred: p.pages_deferred,
         notifications: p.notifications,
         bytes_wire: p.bytes_wire,
         r#final: p.paused,
+    }
+}
+
+fn decision((pass, weighed): &(u32, Weighed)) -> DecisionReport {
+    DecisionReport {
+        after_pass: *pass,
+        decision: weighed.decision.name().to_owned(),
+        blackout_ms: ms(weighed.blackout),
+        saved_ms: ms(weighed.saved),
+        cost_ms: ms(weighed.cost),
+    }
+}
+
+fn notifications(costs: NotificationCosts) -> NotificationReport {
+    NotificationReport {
+        answered: costs.notifications,
+        pages_released: costs.pages,
+        stall_ms: ms(costs.stall),
+        longest_stall_ms: ms(costs.longest),
+        throttled_ms: ms(costs.throttled),
     }
 }
 
@@ -59,6 +85,7 @@ pub(super) fn summarise(
     transport: &'static str,
     outcome: &Outcome,
     stats: &SourceStats,
+    costs: NotificationCosts,
     now: Time,
 ) -> MigrationReport {
     let (outcome, reason) = match outcome {
@@ -85,6 +112,7 @@ pub(super) fn summarise(
         transport: transport.to_owned(),
         streams: options.streams,
         tracker: options.tracker.name().to_owned(),
+        tracker_choice: options.tracker_choice.clone(),
         codec: options.codec.to_string(),
         vcpus: machine.config().vcpus,
         ram_bytes: machine.ram().bytes(),
@@ -99,6 +127,8 @@ pub(super) fn summarise(
         bytes_by_codec: stats.bytes_by_codec.iter().map(named).collect(),
         pages_zero: stats.pages_zero,
         pages_unchanged: stats.pages_unchanged,
+        decisions: stats.decisions.iter().map(decision).collect(),
+        notifications: notifications(costs),
         guest: GuestReport::default(),
         peak_extra_rss_bytes: 0,
         peak_extra_rss_destination_bytes: None,

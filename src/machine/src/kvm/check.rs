@@ -159,6 +159,7 @@ mod tests {
             },
             serial: Console::None,
             debugcon: Console::None,
+            dirty_rings: false,
         }
     }
 

@@ -28,7 +28,7 @@ use kvm_ioctls::VmFd;
 use vmferry_guest::PAYLOAD;
 use vmferry_guest::params::Params;
 use vmferry_memory::GuestRam;
-use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
+use vmferry_tracker::{DirtyRings, DirtyTracker, KvmSide, TrackerError, TrackerKind};
 
 use crate::boot::{self, Image};
 use crate::config::{Boot, MachineConfig};
@@ -51,6 +51,7 @@ struct Shared {
     /// Declared before the VM and RAM, which it needs.
     vcpus: Vec<Vcpu>,
     devices: Devices,
+    rings: Option<Arc<DirtyRings>>,
     vm: Arc<VmFd>,
     ram: Arc<GuestRam>,
     host: Host,
@@ -162,7 +163,7 @@ impl KvmMachine {
             Boot::Kernel { .. } => None,
         };
         kick::install_handler()?;
-        let vm = vm::create(&ram, config.vcpus)?;
+        let vm = vm::create(&ram, config.vcpus, config.dirty_rings)?;
         let (fd, sink) = (Arc::clone(&vm.fd), Arc::clone(&events));
         let machine = Self {
             config: config.clone(),
@@ -172,6 +173,7 @@ impl KvmMachine {
                     .map(|(index, fd)| Vcpu::new(index, fd))
                     .collect(),
                 devices: Devices::new(config, fd, recorder.clone(), sink)?,
+                rings: vm.rings,
                 vm: vm.fd,
                 ram,
                 host: vm.host,
@@ -261,8 +263,11 @@ impl Machine for KvmMachine {
     }
 
     fn tracker(&self, kind: TrackerKind) -> Result<Box<dyn DirtyTracker>, TrackerError> {
-        let vm = Some(Arc::clone(&self.shared.vm));
-        vmferry_tracker::make(kind, Arc::clone(&self.shared.ram), vm)
+        let kvm = KvmSide {
+            vm: Arc::clone(&self.shared.vm),
+            rings: self.shared.rings.clone(),
+        };
+        vmferry_tracker::make(kind, Arc::clone(&self.shared.ram), Some(kvm))
     }
 
     fn state(&self) -> MachineState {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use vmferry_tracker::EXIT_RING_FULL;
 
 use super::crash::{self, InternalError};
 use super::kick::Kick;
@@ -130,6 +131,11 @@ fn enter(shared: &Shared, vcpu: &Vcpu, seat: &Seat) -> Out {
                 let error = InternalError::of(&mut fd);
                 if !(error.is_emulation() && quirks::complete(&fd, &error.instruction)) {
                     break error.describe();
+                }
+            }
+            Ok(VcpuExit::Unsupported(EXIT_RING_FULL)) => {
+                if let Some(Err(error)) = shared.rings.as_ref().map(|r| r.make_room()) {
+                    break format!("its full dirty ring cannot be emptied: {error}");
                 }
             }
             Ok(VcpuExit::Shutdown) => break "triple fault".to_owned(),

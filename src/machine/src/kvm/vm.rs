@@ -1,5 +1,6 @@
 //! Makes the virtual machine in KVM, and finds out what this host can do.
 
+use std::io;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -8,6 +9,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmferry_memory::GuestRam;
+use vmferry_tracker::{DirtyRings, RING_ENTRIES, RingsEnabled};
 
 use super::error::{kvm_error, no_kvm};
 use super::{cpuid, msrs};
@@ -43,19 +45,30 @@ impl Host {
 pub(super) struct Vm {
     pub(super) fd: Arc<VmFd>,
     pub(super) vcpus: Vec<VcpuFd>,
+    pub(super) rings: Option<Arc<DirtyRings>>,
     pub(super) host: Host,
 }
 
-/// Makes it; memory slot `i` is region `i` of `ram`, which must outlive the VM and its vCPUs.
+/// Makes it, with or without dirty rings; memory slot `i` is region `i` of `ram`, which must
+/// outlive the VM and its vCPUs.
 ///
 /// # Errors
-/// [`MachineError::NoKvm`], [`MachineError::Kvm`].
-pub(super) fn create(ram: &GuestRam, vcpus: u32) -> Result<Vm, MachineError> {
+/// [`MachineError::NoKvm`], [`MachineError::Kvm`]; [`MachineError::Config`] where this KVM has no
+/// dirty rings.
+pub(super) fn create(
+    ram: &Arc<GuestRam>,
+    vcpus: u32,
+    dirty_rings: bool,
+) -> Result<Vm, MachineError> {
     let kvm = Kvm::new().map_err(no_kvm)?;
     if kvm.get_api_version() != KVM_API_VERSION as i32 || !kvm.check_extension(Cap::ImmediateExit) {
         return Err(no_kvm(kvm_ioctls::Error::new(libc::ENOSYS)));
     }
-    let vm = kvm.create_vm().map_err(kvm_error("making a VM"))?;
+    let vm = Arc::new(kvm.create_vm().map_err(kvm_error("making a VM"))?);
+    let rings_enabled = match dirty_rings {
+        true => Some(enable_rings(&vm)?),
+        false => None,
+    };
     for (slot, region) in ram.regions().iter().enumerate() {
         let arg = kvm_userspace_memory_region {
             slot: slot as u32,
@@ -99,10 +112,32 @@ pub(super) fn create(ram: &GuestRam, vcpus: u32) -> Result<Vm, MachineError> {
             .map_err(kvm_error("reading the TSC's frequency"))?,
         tsc_scaling: vm.check_extension(Cap::TscControl),
     };
+    let rings = rings_enabled
+        .map(|enabled| enabled.map(vm.clone(), ram.clone(), &fds))
+        .transpose()
+        .map_err(|source| MachineError::Kvm {
+            what: "mapping the dirty rings",
+            source,
+        })?;
     Ok(Vm {
-        fd: Arc::new(vm),
+        fd: vm,
         vcpus: fds,
+        rings,
         host,
+    })
+}
+
+/// Before there is a vCPU.
+fn enable_rings(vm: &VmFd) -> Result<RingsEnabled, MachineError> {
+    RingsEnabled::enable(vm, RING_ENTRIES).map_err(|source| match source.kind() {
+        io::ErrorKind::Unsupported => MachineError::Config(
+            "this host's KVM has no dirty rings (Linux 5.11): use another tracker than kvm-ring"
+                .to_owned(),
+        ),
+        _ => MachineError::Kvm {
+            what: "enabling dirty rings",
+            source,
+        },
     })
 }
 

@@ -224,5 +224,6 @@ pub(crate) fn kernel_config(kernel: PathBuf, vcpus: u32) -> MachineConfig {
         },
         serial: Console::None,
         debugcon: Console::None,
+        dirty_rings: false,
     }
 }

@@ -5,7 +5,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use vmferry_guest::abi;
-use vmferry_machine::{Boot, Console, Machine, MachineConfig, MachineEvent, MachineKind, create};
+use vmferry_machine::{
+    Boot, Console, Machine, MachineConfig, MachineError, MachineEvent, MachineKind, create,
+};
 use vmferry_protocol::PageRange;
 
 /// Nothing takes that long unless it hangs.
@@ -35,6 +37,7 @@ pub(crate) fn config(cmdline: &str, vcpus: u32) -> MachineConfig {
         },
         serial: Console::None,
         debugcon: Console::None,
+        dirty_rings: false,
     }
 }
 
@@ -46,12 +49,15 @@ pub(crate) struct Rig {
 impl Rig {
     /// A machine with nothing in it.
     pub(crate) fn create(config: &MachineConfig) -> Self {
+        Self::try_create(config).unwrap()
+    }
+
+    /// As [`Self::create`], where this host can have it.
+    pub(crate) fn try_create(config: &MachineConfig) -> Result<Self, MachineError> {
         let (send, events) = channel();
         let sink = Arc::new(move |event| drop(send.send(event)));
-        Self {
-            machine: create(config, sink).unwrap(),
-            events,
-        }
+        let machine = create(config, sink)?;
+        Ok(Self { machine, events })
     }
 
     /// A machine that has booted and runs.

@@ -30,6 +30,7 @@ pub use types::{ChunkStats, Outcome, SourceConfig, SourceEvent, SourceOutput};
 
 use crate::ids::Time;
 use crate::message::{AbortCode, Hello, Message, RunState};
+use crate::pages::PageSet;
 use crate::pending::PendingSet;
 use crate::policy::predicted_blackout;
 use crate::version::Speaks;
@@ -78,6 +79,9 @@ pub struct Source {
     stats: SourceStats,
     pass: u32,
     not_shrinking: u32,
+    /// Pages that changed in the last pass, and in the one before.
+    hot: PageSet,
+    throttled: Option<u64>,
     final_chunk_pages: u64,
     /// Chunks handed to the page streams, and chunks of which nothing was to be sent.
     chunks_sent: u64,
@@ -110,6 +114,8 @@ impl Source {
             stats: SourceStats::new(now),
             pass: 0,
             not_shrinking: 0,
+            hot: PageSet::new(&config.shape.ram),
+            throttled: None,
             final_chunk_pages: MAX_DATA_PAGES,
             chunks_sent: 0,
             chunks_unchanged: 0,
@@ -142,19 +148,23 @@ impl Source {
                 SourceEvent::Harvested {
                     dirty,
                     notifications,
+                    stall,
                 },
                 State::Harvesting,
             ) => {
-                self.harvested(now, &dirty, notifications);
+                self.stats.notified(notifications, stall);
+                self.harvested(now, dirty);
             }
             (
                 SourceEvent::Harvested {
                     dirty,
                     notifications,
+                    stall,
                 },
                 State::FinalHarvest,
             ) => {
-                self.final_harvest(now, &dirty, notifications);
+                self.stats.notified(notifications, stall);
+                self.final_harvest(now, &dirty);
             }
             (SourceEvent::ChunkSent(stats), _) => self.chunk_sent(now, &stats),
             (SourceEvent::ChunkUnchanged(stats), State::Sending | State::FinalSending) => {
@@ -271,7 +281,8 @@ impl Source {
             pages_total: self.stats.current.pages_considered,
             bytes_wire: self.stats.bytes_wire,
             throughput: self.stats.throughput(),
-            predicted: (self.pass > 0).then(|| predicted_blackout(&self.policy_input())),
+            predicted: (self.pass > 0)
+                .then(|| predicted_blackout(&self.policy_input(self.pending.pages()))),
         }
     }
 
@@ -402,6 +413,7 @@ impl Source {
         // Chunks not yet taken by the driver are of no use any more.
         self.outputs
             .retain(|o| !matches!(o, SourceOutput::SendChunk(_)));
+        self.throttle(None);
         self.outputs.push_back(SourceOutput::ResumeGuest { run });
         self.state = State::Resuming(outcome);
     }

@@ -3,7 +3,7 @@
 use crate::ids::{ChunkId, Time};
 use crate::message::{AbortCode, Message};
 use crate::pages::PageSet;
-use crate::policy::{Decision, PolicyInput, decide, predicted_blackout};
+use crate::policy::{Decision, PolicyInput, decide};
 use crate::wire::{MAX_DATA_PAGES, MAX_RANGES};
 
 use super::{ChunkStats, Source, SourceOutput, State};
@@ -17,22 +17,27 @@ impl Source {
         self.outputs.push_back(SourceOutput::Harvest { pass });
     }
 
-    pub(super) fn harvested(&mut self, now: Time, dirty: &PageSet, notifications: u64) {
-        self.pending.add(dirty);
-        let pages = self.pending.pages();
-        self.stats.harvested(pages, notifications);
+    pub(super) fn harvested(&mut self, now: Time, mut dirty: PageSet) {
+        let pages = dirty.len();
         if self.pass > 1 {
+            self.hot.intersect(&dirty);
             let last = self.stats.last_pass_pages();
             if pages * 10 > last * 9 {
                 self.not_shrinking += 1;
             } else {
                 self.not_shrinking = 0;
             }
-            let input = self.policy_input();
-            match decide(&input, &self.config.limits) {
-                Decision::Continue => {}
+            let weighed = decide(&self.policy_input(pages), &self.config.limits);
+            self.stats.decided(self.pass - 1, &weighed);
+            match weighed.decision {
+                Decision::Continue { defer_hot: true } => dirty.subtract(&self.hot),
+                Decision::Continue { defer_hot: false } => {}
+                Decision::Throttle { pages_per_second } => {
+                    self.throttle(Some(pages_per_second));
+                    self.not_shrinking = 0;
+                }
                 Decision::SwitchOver => {
-                    self.stats.predicted_blackout = Some(predicted_blackout(&input));
+                    self.stats.predicted_blackout = Some(weighed.blackout);
                     return self.begin_switchover(now);
                 }
                 Decision::GiveUp(why) => {
@@ -40,24 +45,39 @@ impl Source {
                 }
             }
         }
+        self.pending.add(&dirty);
+        self.stats.harvested(dirty.len(), pages - dirty.len());
         self.state = State::Sending;
-        self.last_progress = now;
-        let pass = self.pass;
+        let (pass, pages) = (self.pass, dirty.len());
         self.send(Message::PassBegin { pass, pages });
         self.pump(MAX_DATA_PAGES);
         self.end_pass_if_done(now);
     }
 
-    pub(super) fn policy_input(&self) -> PolicyInput {
+    /// Sets how fast writers may go on, where that is a change.
+    pub(super) fn throttle(&mut self, pages_per_second: Option<u64>) {
+        if self.throttled != pages_per_second {
+            self.throttled = pages_per_second;
+            self.stats.throttled |= pages_per_second.is_some();
+            self.outputs
+                .push_back(SourceOutput::Throttle { pages_per_second });
+        }
+    }
+
+    pub(super) fn policy_input(&self, remaining_pages: u64) -> PolicyInput {
         PolicyInput {
             passes: self.pass.saturating_sub(1),
-            remaining_pages: self.pending.pages(),
+            remaining_pages,
+            hot_pages: self.hot.len(),
             last_pages: self.stats.last_pass_pages(),
             last_duration: self.stats.last_pass_duration(),
+            last_stall: self.stats.current.stall,
             bytes_per_page: self.stats.bytes_per_page(),
             throughput: self.stats.throughput(),
             fixed: self.config.fixed_cost + self.rtt.unwrap_or_default() * 2,
             not_shrinking: self.not_shrinking,
+            can_throttle: self.config.can_throttle,
+            throttled: self.throttled,
         }
     }
 
@@ -73,6 +93,14 @@ impl Source {
     pub(super) fn chunk_sent(&mut self, now: Time, stats: &ChunkStats) {
         self.chunks_sent += 1;
         self.stats.chunk_sent(stats);
+        // In the first pass, everything has changed. Later, what changed since then and was found
+        // changed again is likely to go on so; neighbours that a group brought along are not.
+        let changed = (stats.pages_data + stats.pages_zero) * 2 > stats.pages_unchanged;
+        if self.pass > 1 && changed {
+            for &range in self.pending.in_flight(stats.chunk) {
+                self.hot.insert(range);
+            }
+        }
         if self.state == State::FinalSending {
             self.pump_final(now);
         }
@@ -82,6 +110,9 @@ impl Source {
     pub(super) fn chunk_unchanged(&mut self, now: Time, stats: &ChunkStats) {
         self.chunks_unchanged += 1;
         self.stats.chunk_sent(stats);
+        for &range in self.pending.in_flight(stats.chunk) {
+            self.hot.remove(range);
+        }
         self.acknowledged(now, &[stats.chunk]);
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::ChunkStats;
 use crate::ids::Time;
 use crate::message::{Prepared, Resumed};
+use crate::policy::Weighed;
 
 /// What is being done, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +63,12 @@ pub struct PassStats {
     pub pages_unchanged: u64,
     /// Time to protect, read and compare pages, summed over all threads.
     pub read: Duration,
-    /// Write notifications.
+    /// Pages that change all the time, left for the end.
+    pub pages_deferred: u64,
+    /// Write notifications since the last pass began.
     pub notifications: u64,
+    /// How long writers waited for them, as far as the tracker knows.
+    pub stall: Duration,
     /// Bytes on the streams.
     pub bytes_wire: u64,
     /// Whether the guest stood still.
@@ -124,6 +129,10 @@ pub struct SourceStats {
     pub resumed: Resumed,
     /// What the policy predicted when it decided.
     pub predicted_blackout: Option<Duration>,
+    /// What was decided after which pass, and why.
+    pub decisions: Vec<(u32, Weighed)>,
+    /// Whether writers were slowed down.
+    pub throttled: bool,
     /// Bytes and seconds of past passes, older ones weighing less.
     rate: (f64, f64),
     /// Bytes and pages of past passes.
@@ -152,6 +161,8 @@ impl SourceStats {
             prepared: Prepared::default(),
             resumed: Resumed::default(),
             predicted_blackout: None,
+            decisions: Vec::new(),
+            throttled: false,
             rate: (0.0, 0.0),
             density: (0.0, 0.0),
         }
@@ -165,9 +176,18 @@ impl SourceStats {
         };
     }
 
-    pub(super) fn harvested(&mut self, pages: u64, notifications: u64) {
-        self.current.pages_considered = pages;
+    pub(super) fn notified(&mut self, notifications: u64, stall: Duration) {
         self.current.notifications += notifications;
+        self.current.stall += stall;
+    }
+
+    pub(super) fn decided(&mut self, pass: u32, weighed: &Weighed) {
+        self.decisions.push((pass, weighed.clone()));
+    }
+
+    pub(super) fn harvested(&mut self, pages: u64, deferred: u64) {
+        self.current.pages_considered = pages;
+        self.current.pages_deferred = deferred;
     }
 
     pub(super) fn chunk_sent(&mut self, chunk: &ChunkStats) {
@@ -219,7 +239,8 @@ impl SourceStats {
     }
 
     pub(super) fn last_pass_pages(&self) -> u64 {
-        self.passes.last().map_or(0, |p| p.pages_considered)
+        let last = self.passes.last();
+        last.map_or(0, |p| p.pages_considered + p.pages_deferred)
     }
 
     pub(super) fn last_pass_duration(&self) -> Duration {
@@ -236,7 +257,11 @@ impl SourceStats {
             return None;
         }
         let us = Duration::from_micros;
-        let until = t.resumed.saturating_sub(self.rtt / 2).max(t.prepared);
+        // A round trip that was measured in the greeting may be longer than this one was.
+        let there = us(self.resumed.flush_us.saturating_add(self.resumed.resume_us));
+        let answered = t.resumed.saturating_sub(t.relinquished);
+        let rtt = self.rtt.min(answered.saturating_sub(there));
+        let until = t.resumed.saturating_sub(rtt / 2).max(t.prepared);
         let total = until.saturating_sub(t.pause);
         let pause = t.paused.saturating_sub(t.pause);
         let io_cancel = t.io_cancelled.saturating_sub(t.paused);

@@ -25,6 +25,8 @@ impl Source {
     }
 
     pub(super) fn begin_switchover(&mut self, now: Time) {
+        // Nobody waits for a writer that is made to wait: neither the pause nor the saved state.
+        self.throttle(None);
         self.stats.timeline.pause = now;
         self.state = State::Pausing;
         self.outputs.push_back(SourceOutput::Pause);
@@ -53,9 +55,9 @@ impl Source {
         self.send(Message::State { blob, digest });
     }
 
-    pub(super) fn final_harvest(&mut self, now: Time, dirty: &PageSet, notifications: u64) {
+    pub(super) fn final_harvest(&mut self, now: Time, dirty: &PageSet) {
         self.pending.add(dirty);
-        self.stats.harvested(self.pending.pages(), notifications);
+        self.stats.harvested(self.pending.pages(), 0);
         self.state = State::FinalSending;
         self.final_chunk_pages = self
             .pending

@@ -30,6 +30,8 @@ pub struct SourceConfig {
     pub silence: Duration,
     /// The guest is not paused for longer than this before the source gives up.
     pub pause_deadline: Duration,
+    /// Whether the tracker can slow writers down.
+    pub can_throttle: bool,
     /// How long to try to reach the destination again once the right to run was given up.
     pub reconnect_for: Duration,
     /// Name and version of the software, for people.
@@ -52,6 +54,8 @@ pub enum SourceEvent {
         dirty: PageSet,
         /// Write notifications paid by the guest since the last one.
         notifications: u64,
+        /// How long writers waited for them, as far as the tracker knows.
+        stall: Duration,
     },
     /// A chunk was handed to a page stream.
     ChunkSent(ChunkStats),
@@ -122,6 +126,11 @@ pub enum SourceOutput {
     },
     /// Protect, read, encode, send.
     SendChunk(Chunk),
+    /// Let writers make only so many pages writable in a second, or as many as they like.
+    Throttle {
+        /// All writers together.
+        pages_per_second: Option<u64>,
+    },
     /// Stop the vCPUs.
     Pause,
     /// Cancel storage IO.

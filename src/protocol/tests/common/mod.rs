@@ -59,6 +59,7 @@ pub fn source() -> Source {
         token: TOKEN,
         streams: 2,
         shape: shape(),
+        can_throttle: true,
         limits: Limits::default(),
         window_pages: 128,
         fixed_cost: Duration::from_millis(1),

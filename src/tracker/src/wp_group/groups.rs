@@ -184,10 +184,19 @@ impl Groups {
             group = self.grown(region, group)?;
         }
         self.armed.clear(group)?;
-        self.protected.clear(group)?;
+        let released = self.protected.clear(group)?;
         self.released.set(group)?;
         release(group).map_err(ArmError::Kernel)?;
-        Ok(group.count)
+        Ok(released)
+    }
+
+    /// Pages of the group that a write to `gfn` would release; none where it is writable already.
+    pub(crate) fn price(&self, gfn: u64) -> Result<u64, MemoryError> {
+        let region = self.region(PageRange::new(gfn, 1))?;
+        let offset = gfn - region.range.start;
+        let order = region.orders[(offset / BLOCK) as usize].load(Ordering::Acquire);
+        self.protected
+            .count(region.group(offset, Order::from_log2(order)))
     }
 
     /// `group` with what follows it, or what is before it, in the direction of the writer.

@@ -2,16 +2,18 @@
 //! could wait for the guest: it takes no lock but that of a group, allocates nothing, and logs
 //! only when it ends.
 
-use std::io::{self, PipeReader, PipeWriter};
-use std::sync::Arc;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use vmferry_memory::{GuestRam, RamRegion, range_at};
+use vmferry_memory::{GuestRam, RamRegion};
 use vmferry_protocol::{PAGE_SIZE, PageRange};
 
 use super::groups::{ArmError, Groups};
+use super::pace::Pace;
+use crate::Throttle;
 use crate::sys::{Uffd, raise_priority, wait_readable};
 
 /// What the faults cost, since the tracker was started.
@@ -22,11 +24,30 @@ pub(super) struct Costs {
     /// From when the fault was read to when its writer could go on.
     pub(super) stall_ns: AtomicU64,
     pub(super) longest_ns: AtomicU64,
+    /// How long writers were made to wait, on top of that.
+    pub(super) throttled_ns: AtomicU64,
+}
+
+fn nanos(d: Duration) -> u64 {
+    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Costs {
+    /// From the beginning.
+    pub(super) fn reset(&self) {
+        for counter in [
+            &self.faults,
+            &self.pages,
+            &self.stall_ns,
+            &self.longest_ns,
+            &self.throttled_ns,
+        ] {
+            counter.store(0, Ordering::Relaxed);
+        }
+    }
+
     fn add(&self, pages: u64, stall: Duration) {
-        let ns = u64::try_from(stall.as_nanos()).unwrap_or(u64::MAX);
+        let ns = nanos(stall);
         self.faults.fetch_add(1, Ordering::Relaxed);
         self.pages.fetch_add(pages, Ordering::Relaxed);
         self.stall_ns.fetch_add(ns, Ordering::Relaxed);
@@ -43,6 +64,8 @@ pub(super) struct Shared {
     pub(super) costs: Arc<Costs>,
     /// Whether groups grow where neighbours were written.
     pub(super) grow: bool,
+    /// Read by the thread when it is woken.
+    pub(super) throttle: Mutex<Option<Throttle>>,
 }
 
 impl Shared {
@@ -66,8 +89,19 @@ impl Shared {
             self.uffd.release(start, len)
         };
         let pages = self.groups.fault(gfn, self.grow, release)?;
-        self.costs.add(pages, began.elapsed());
+        // Another writer's fault may have released it already.
+        if pages > 0 {
+            self.costs.add(pages, began.elapsed());
+        }
         Ok(())
+    }
+
+    /// Pages that a write to `address` would release; none where it is writable already.
+    fn price(&self, address: usize) -> u64 {
+        self.region(address).map_or(0, |region| {
+            let gfn = region.range.start + (address - region.hva) as u64 / PAGE_SIZE;
+            self.groups.price(gfn).unwrap_or(0)
+        })
     }
 
     fn region(&self, address: usize) -> Option<&RamRegion> {
@@ -80,7 +114,6 @@ impl Shared {
 
 /// Where the pages of `group` are mapped, in bytes.
 pub(super) fn span(region: &RamRegion, group: PageRange) -> (usize, usize) {
-    debug_assert_eq!(range_at(region, region.hva, region.hva + 4096).count, 1);
     let offset = (group.start - region.range.start) * PAGE_SIZE;
     (region.hva + offset as usize, group.bytes() as usize)
 }
@@ -89,24 +122,40 @@ pub(super) fn span(region: &RamRegion, group: PageRange) -> (usize, usize) {
 #[derive(Debug)]
 pub(super) struct Handler {
     pub(super) shared: Arc<Shared>,
-    stop: Option<PipeWriter>,
+    /// A byte wakes the thread; closed, it ends.
+    wake: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Handler {
     /// Starts it.
     pub(super) fn start(shared: Arc<Shared>) -> io::Result<Self> {
-        let (until, stop) = io::pipe()?;
+        let (woken, wake) = io::pipe()?;
         let here = shared.clone();
         let thread = std::thread::Builder::new()
             .name("write-faults".to_owned())
             .stack_size(128 << 10)
-            .spawn(move || serve(&here, &until))?;
+            .spawn(move || serve(&here, &woken))?;
         Ok(Self {
             shared,
-            stop: Some(stop),
+            wake: Some(wake),
             thread: Some(thread),
         })
+    }
+
+    /// Slows writers down from now on, or lets all go on.
+    pub(super) fn throttle(&self, throttle: Option<Throttle>) {
+        let mut current = self
+            .shared
+            .throttle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *current = throttle;
+        drop(current);
+        if let Some(mut wake) = self.wake.as_ref() {
+            // Full: the thread is about to wake up anyway.
+            let _ = wake.write(&[1]);
+        }
     }
 }
 
@@ -114,7 +163,7 @@ impl Drop for Handler {
     fn drop(&mut self) {
         // First nobody waits for the thread any more, then it ends.
         self.shared.let_go();
-        drop(self.stop.take());
+        drop(self.wake.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -132,37 +181,129 @@ impl Drop for LetGo<'_> {
     }
 }
 
-fn serve(shared: &Shared, until: &PipeReader) {
+/// A writer that is made to wait.
+struct Waiting {
+    address: usize,
+    since: Duration,
+    due: Duration,
+}
+
+/// Faults that may wait at a time without memory being taken: more than a VM has vCPUs.
+const WAITING: usize = 64;
+
+/// The thread's own state.
+struct Server<'a> {
+    shared: &'a Shared,
+    woken: &'a PipeReader,
+    began: Instant,
+    pace: Pace,
+    waiting: Vec<Waiting>,
+}
+
+impl Server<'_> {
+    /// Waits for something and does it; false when it is to end.
+    fn turn(&mut self) -> Result<bool, ArmError> {
+        let now = self.began.elapsed();
+        let next = self.waiting.iter().map(|w| w.due).min();
+        let wait = next.map(|due| due.saturating_sub(now));
+        let ready = wait_readable(&self.shared.uffd, self.woken, wait);
+        let (faults, woken) = ready.map_err(ArmError::Kernel)?;
+        if woken && !self.wake_up().map_err(ArmError::Kernel)? {
+            return Ok(false);
+        }
+        if faults {
+            self.take_faults()?;
+        }
+        self.let_due_go()?;
+        Ok(true)
+    }
+
+    fn wake_up(&mut self) -> io::Result<bool> {
+        let mut bytes = [0; 64];
+        let mut woken = self.woken;
+        if woken.read(&mut bytes)? == 0 {
+            return Ok(false);
+        }
+        let throttle = *self
+            .shared
+            .throttle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let now = self.began.elapsed();
+        self.pace.set(throttle, now);
+        for waiting in &mut self.waiting {
+            waiting.due = now;
+        }
+        Ok(true)
+    }
+
+    fn take_faults(&mut self) -> Result<(), ArmError> {
+        let mut failed = None;
+        let (shared, pace, waiting) = (self.shared, &mut self.pace, &mut self.waiting);
+        let began = self.began;
+        let read = shared.uffd.read_faults(|address, thread| {
+            let now = began.elapsed();
+            let due = if pace.is_set() {
+                pace.due(now, thread, shared.price(address))
+            } else {
+                now
+            };
+            if due > now && waiting.len() < WAITING {
+                waiting.push(Waiting {
+                    address,
+                    since: now,
+                    due,
+                });
+            } else if let Err(error) = shared.answer(address) {
+                failed = Some(error);
+            }
+        });
+        read.map_err(ArmError::Kernel)?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn let_due_go(&mut self) -> Result<(), ArmError> {
+        let now = self.began.elapsed();
+        let mut at = 0;
+        while let Some(w) = self.waiting.get(at) {
+            if w.due > now {
+                at += 1;
+                continue;
+            }
+            let Waiting { address, since, .. } = self.waiting.swap_remove(at);
+            let waited = nanos(now.saturating_sub(since));
+            self.shared
+                .costs
+                .throttled_ns
+                .fetch_add(waited, Ordering::Relaxed);
+            self.shared.answer(address)?;
+        }
+        Ok(())
+    }
+}
+
+fn serve(shared: &Shared, woken: &PipeReader) {
     let guard = LetGo(shared);
     // A vCPU stands still while this thread waits for a processor.
     raise_priority();
+    let mut server = Server {
+        shared,
+        woken,
+        began: Instant::now(),
+        pace: Pace::new(),
+        waiting: Vec::with_capacity(WAITING),
+    };
     loop {
-        let served = wait_readable(&shared.uffd, until).and_then(|faults| {
-            if !faults {
-                return Ok(false);
-            }
-            let mut failed = None;
-            shared.uffd.read_faults(|address| {
-                if let Err(error) = shared.answer(address) {
-                    failed = Some(error);
-                }
-            })?;
-            match failed {
-                Some(ArmError::Kernel(error)) => Err(error),
-                Some(ArmError::Memory(error)) => Err(io::Error::other(error)),
-                None => Ok(true),
-            }
-        });
-        match served {
-            Ok(true) => {}
+        let error = match server.turn() {
+            Ok(true) => continue,
             Ok(false) => break,
-            Err(error) => {
-                shared.groups.lose();
-                shared.let_go();
-                tracing::error!(%error, "write faults cannot be answered: all RAM counts as written");
-                break;
-            }
-        }
+            Err(ArmError::Kernel(error)) => error,
+            Err(ArmError::Memory(error)) => io::Error::other(error),
+        };
+        shared.groups.lose();
+        shared.let_go();
+        tracing::error!(%error, "write faults cannot be answered: all RAM counts as written");
+        break;
     }
     drop(guard);
 }

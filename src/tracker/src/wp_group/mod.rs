@@ -12,18 +12,21 @@
 
 mod groups;
 mod handler;
+mod pace;
 pub mod policy;
 
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vmferry_memory::GuestRam;
 use vmferry_protocol::PageRange;
 
-use crate::sys::{UFFD_FEATURE_PAGEFAULT_FLAG_WP, Uffd};
-use crate::{DirtyTracker, HarvestStats, PassFacts, TrackerError, TrackerKind};
+use crate::sys::{UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_THREAD_ID, Uffd};
+use crate::{
+    DirtyTracker, HarvestStats, NotificationCosts, PassFacts, Throttle, TrackerError, TrackerKind,
+};
 use groups::{ArmError, Groups};
 use handler::{Costs, Handler, Shared, span};
 use policy::{GroupSize, Order, SizeInput, next_order};
@@ -57,7 +60,7 @@ fn kernel(what: &'static str) -> impl Fn(io::Error) -> TrackerError {
 }
 
 fn open() -> Result<Uffd, TrackerError> {
-    Uffd::open(UFFD_FEATURE_PAGEFAULT_FLAG_WP).map_err(kernel(
+    Uffd::open(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_THREAD_ID).map_err(kernel(
         "opening userfaultfd with write protection (Linux 5.7; root, or access to \
          /dev/userfaultfd)",
     ))
@@ -126,15 +129,13 @@ impl DirtyTracker for WpGroup {
             groups: self.groups.clone(),
             costs: self.costs.clone(),
             grow: self.size == GroupSize::Auto,
+            throttle: Mutex::new(None),
         });
-        let told = (
-            self.costs.faults.load(Ordering::Relaxed),
-            self.costs.stall_ns.load(Ordering::Relaxed),
-        );
+        self.costs.reset();
         *self.active() = Some(Active {
             handler: Handler::start(shared).map_err(kernel("starting the thread"))?,
             passes: 0,
-            told,
+            told: (0, 0),
         });
         Ok(())
     }
@@ -200,6 +201,27 @@ impl DirtyTracker for WpGroup {
 
     fn compares_content(&self) -> bool {
         true
+    }
+
+    fn can_throttle(&self) -> bool {
+        true
+    }
+
+    fn throttle(&self, throttle: Option<Throttle>) {
+        if let Some(active) = self.active().as_ref() {
+            active.handler.throttle(throttle);
+        }
+    }
+
+    fn costs(&self) -> NotificationCosts {
+        let ns = |n: &AtomicU64| Duration::from_nanos(n.load(Ordering::Relaxed));
+        NotificationCosts {
+            notifications: self.costs.faults.load(Ordering::Relaxed),
+            pages: self.costs.pages.load(Ordering::Relaxed),
+            stall: ns(&self.costs.stall_ns),
+            longest: ns(&self.costs.longest_ns),
+            throttled: ns(&self.costs.throttled_ns),
+        }
     }
 
     fn stop(&self) {

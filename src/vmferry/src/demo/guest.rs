@@ -5,6 +5,7 @@ use vmferry_engine::report::guest::{
     Moments, blackout_of_guest_ms, guest_report, work_went_backward,
 };
 use vmferry_machine::{Beat, Boot, Console, MachineConfig, MachineKind};
+use vmferry_tracker::TrackerKind;
 
 use crate::cli::{DemoArgs, MachineArg};
 
@@ -37,13 +38,16 @@ pub(super) fn config(args: &DemoArgs) -> MachineConfig {
             cmdline: workload(args),
         },
     };
+    let kind = kind(args);
     MachineConfig {
-        kind: kind(args),
+        kind,
         ram_bytes: args.mem,
         vcpus: u32::from(args.vcpus),
         boot,
         serial: console(args.serial.as_ref()),
         debugcon: console(args.debugcon.as_ref()),
+        // A machine has them from the start, or not at all.
+        dirty_rings: kind == MachineKind::Kvm && args.tracker == TrackerKind::KvmRing.name(),
     }
 }
 

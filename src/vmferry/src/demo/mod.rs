@@ -204,6 +204,9 @@ async fn boot(args: &DemoArgs, host: &mut Host, show: &Show) -> Result<(), DemoE
              (`vmferry doctor` says what is in the way of KVM)",
         ),
     }
+    if config.kind == MachineKind::Process && (args.serial.is_some() || args.debugcon.is_some()) {
+        show.step("a process machine has no consoles: nothing is written to their files");
+    }
     host.call(Request::Boot(Box::new(config))).await?;
     if args.kernel.is_none() {
         show.wait("the guest fills its memory");

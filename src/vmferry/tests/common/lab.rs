@@ -1,5 +1,6 @@
 //! VM processes to talk to over their control sockets, and moves between them.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -75,12 +76,15 @@ impl Lab {
     }
 }
 
-/// What a process uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a process uses. The threads' names, but for those of the journal's pool, which grows and
+/// shrinks as it likes.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Used {
     pub(crate) fds: usize,
-    pub(crate) threads: usize,
+    pub(crate) threads: Vec<String>,
 }
+
+const POOL: &str = "sled-io";
 
 /// How a reception ended.
 #[derive(Debug)]
@@ -169,15 +173,32 @@ impl Host {
     }
 
     pub(crate) async fn used(&mut self) -> Used {
-        let Status { fds, threads, .. } = self.status().await;
+        let fds = self.status().await.fds;
+        let tasks = format!("/proc/{}/task", self.child.id().expect("it runs"));
+        let names = fs::read_dir(tasks).unwrap().filter_map(|task| {
+            // A thread may have ended meanwhile.
+            let name = fs::read_to_string(task.ok()?.path().join("comm")).ok()?;
+            (!name.starts_with(POOL)).then(|| name.trim_end().to_owned())
+        });
+        let threads = names.collect();
         Used { fds, threads }
+    }
+
+    /// The same, and what a guest that has once been moved, or nearly, adds: the descriptor by which
+    /// its RAM is looked at stays open as long as its RAM.
+    pub(crate) async fn used_with_ram(&mut self) -> Used {
+        let Used { fds, threads } = self.used().await;
+        Used {
+            fds: fds + 1,
+            threads,
+        }
     }
 
     /// Waits until the process uses no more than `most`: threads end after they were told to.
     pub(crate) async fn settles(&mut self, most: Used) {
         let mut last = self.used().await;
         let settled = async {
-            while last.fds > most.fds || last.threads > most.threads {
+            while last.fds > most.fds || last.threads.len() > most.threads.len() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 last = self.used().await;
             }

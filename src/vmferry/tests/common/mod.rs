@@ -83,6 +83,7 @@ pub(crate) fn guest(kind: MachineKind, cmdline: &str) -> MachineConfig {
         },
         serial: Console::None,
         debugcon: Console::None,
+        dirty_rings: false,
     }
 }
 

@@ -1,0 +1,273 @@
+//! What each tracker costs a guest while it is copied: whole moves by `vmferry demo`, tracker
+//! beside tracker in turn, the same guest, link and number of passes. Prints medians and the
+//! ratios between them; writes its data as JSON and the plot of docs/tracking.md as SVG.
+//!
+//! `cargo build --release && cargo run --release -p vmferry-benches --bin trackers`
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::{Value, json};
+use vmferry_benches::demo::{Demo, median, number};
+use vmferry_benches::plot::{Bar, bars};
+
+/// Trackers that are compared; the first is the one that the bars are about.
+const TRACKERS: [&str; 3] = ["wp-group", "kvm-log", "wp-async"];
+/// Work that `wp-group` may cost, as a share of what `kvm-log` costs.
+const OF_KVM_LOG: f64 = 1.0 / 20.0;
+/// Speed that a guest may lose in pre-copy, in per cent.
+const BROWNOUT_PCT: f64 = 7.0;
+const READMOSTLY_PCT: f64 = 5.0;
+/// Bytes that `wp-group` may send, as a share of what `kvm-log` sends.
+const BYTES: f64 = 1.02;
+/// The same after the first pass, for a guest that writes back what is there.
+const BYTES_SAME: f64 = 0.1;
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// Moves for each tracker and workload
+    #[arg(long, default_value_t = 7)]
+    runs: usize,
+    /// The binary (default: beside this one)
+    #[arg(long)]
+    vmferry: Option<PathBuf>,
+    /// Write the data here
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Write the plot here
+    #[arg(long)]
+    svg: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A guest, and how it is moved.
+struct Case {
+    name: &'static str,
+    args: &'static [&'static str],
+}
+
+/// Two GiB, a link on which a pass takes a good part of a second, and four passes whatever the
+/// policy would say, so that all trackers are asked for the same.
+const COMMON: &[&str] = &[
+    "--mem",
+    "2G",
+    "--link-mbit",
+    "1500",
+    "--min-passes",
+    "4",
+    "--max-blackout",
+    "30s",
+    "--warm-up",
+    "2s",
+    "--run-for",
+    "0s",
+    "--vcpus",
+    "1",
+];
+
+const CASES: [Case; 5] = [
+    Case {
+        name: "dense",
+        args: &["--workload", "dense", "--ws-mib", "256", "--rate", "0"],
+    },
+    Case {
+        name: "dense-slow",
+        args: &["--workload", "dense", "--ws-mib", "64", "--rate", "20000"],
+    },
+    Case {
+        name: "readmostly",
+        args: &["--workload", "readmostly", "--ws-mib", "256", "--rate", "0"],
+    },
+    Case {
+        name: "sparse",
+        args: &[
+            "--workload",
+            "sparse",
+            "--ws-mib",
+            "256",
+            "--stride",
+            "2M",
+            "--rate",
+            "0",
+        ],
+    },
+    Case {
+        name: "rewrite-same",
+        args: &[
+            "--workload",
+            "rewrite-same",
+            "--ws-mib",
+            "64",
+            "--rate",
+            "20000",
+        ],
+    },
+];
+
+/// What was measured of a case with a tracker.
+#[derive(Default)]
+struct Figures {
+    lost_ms: Vec<f64>,
+    brownout_pct: Vec<f64>,
+    bytes: Vec<f64>,
+    bytes_later: Vec<f64>,
+    blackout_ms: Vec<f64>,
+    notifications: Vec<f64>,
+}
+
+impl Figures {
+    fn add(&mut self, report: &Value) -> Result<(), String> {
+        self.lost_ms
+            .push(number(report, "/guest/brownout_lost_ms")?);
+        self.brownout_pct
+            .push(number(report, "/guest/brownout_pct")?);
+        self.bytes.push(number(report, "/bytes_wire")?);
+        self.blackout_ms.push(number(report, "/blackout_ms")?);
+        let passes = report["passes"].as_array().ok_or("no passes")?;
+        let later = passes
+            .iter()
+            .skip(1)
+            .filter_map(|p| p["bytes_wire"].as_f64());
+        self.bytes_later.push(later.sum());
+        let notifications = passes.iter().filter_map(|p| p["notifications"].as_f64());
+        self.notifications.push(notifications.sum());
+        Ok(())
+    }
+
+    fn medians(&self) -> Value {
+        json!({
+            "brownout_lost_ms": median(&self.lost_ms),
+            "brownout_pct": median(&self.brownout_pct),
+            "bytes_wire": median(&self.bytes),
+            "bytes_wire_after_pass_1": median(&self.bytes_later),
+            "blackout_ms": median(&self.blackout_ms),
+            "notifications": median(&self.notifications),
+        })
+    }
+}
+
+type Results = BTreeMap<&'static str, BTreeMap<&'static str, Value>>;
+
+fn measure(args: &Args) -> Result<Results, String> {
+    let demo = Demo::new(args.vmferry.clone())?;
+    let mut results = Results::new();
+    for case in &CASES {
+        let mut figures: BTreeMap<&str, Figures> = BTreeMap::new();
+        for run in 0..args.runs {
+            // In turn, so that a machine that drifts drifts for all.
+            for tracker in TRACKERS {
+                eprintln!("{}, {tracker}, run {} of {}", case.name, run + 1, args.runs);
+                let own = ["--tracker", tracker];
+                let report = demo.run(&[COMMON, case.args, &own].concat())?;
+                figures.entry(tracker).or_default().add(&report)?;
+            }
+        }
+        let medians = figures.iter().map(|(t, f)| (*t, f.medians())).collect();
+        results.insert(case.name, medians);
+    }
+    Ok(results)
+}
+
+/// A promise and what came of it.
+fn judged(what: &str, value: f64, at_most: f64) -> Value {
+    json!({"what": what, "value": value, "at_most": at_most, "within": value <= at_most})
+}
+
+fn judge(results: &Results) -> Result<Vec<Value>, String> {
+    let of = |case: &str, tracker: &str, figure: &str| {
+        results
+            .get(case)
+            .and_then(|trackers| trackers.get(tracker))
+            .and_then(|v| v[figure].as_f64())
+            .ok_or_else(|| format!("no {figure} of {case} with {tracker}"))
+    };
+    let ratio = |case: &str, figure: &str| {
+        Ok::<_, String>(of(case, "wp-group", figure)? / of(case, "kvm-log", figure)?)
+    };
+    Ok(vec![
+        judged(
+            "dense: work lost in pre-copy, wp-group / kvm-log",
+            ratio("dense", "brownout_lost_ms")?,
+            OF_KVM_LOG,
+        ),
+        judged(
+            "dense: brownout with wp-group, per cent",
+            of("dense", "wp-group", "brownout_pct")?,
+            BROWNOUT_PCT,
+        ),
+        judged(
+            "readmostly: brownout with wp-group, per cent",
+            of("readmostly", "wp-group", "brownout_pct")?,
+            READMOSTLY_PCT,
+        ),
+        judged(
+            "dense at a fixed rate: bytes, wp-group / kvm-log",
+            ratio("dense-slow", "bytes_wire")?,
+            BYTES,
+        ),
+        judged(
+            "rewrite-same: bytes after pass 1, wp-group / kvm-log",
+            ratio("rewrite-same", "bytes_wire_after_pass_1")?,
+            BYTES_SAME,
+        ),
+    ])
+}
+
+fn plot(results: &Results) -> String {
+    let mut all = Vec::new();
+    for (case, trackers) in results {
+        for (tracker, figures) in trackers {
+            all.push(Bar {
+                group: (*case).to_owned(),
+                name: (*tracker).to_owned(),
+                value: figures["brownout_pct"].as_f64().unwrap_or(0.0),
+            });
+        }
+    }
+    bars("guest speed lost while it is copied, per cent", &all)
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let outcome = measure(&args).and_then(|results| {
+        let judged = judge(&results)?;
+        let write = |path: &Option<PathBuf>, text: String| match path {
+            Some(path) => std::fs::write(path, text).map_err(|e| e.to_string()),
+            None => Ok(()),
+        };
+        write(&args.data, format!("{:#}\n", json!(results)))?;
+        write(&args.svg, plot(&results))?;
+        Ok((results, judged))
+    });
+    let (results, judged) = match outcome {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            eprintln!("trackers: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if args.json {
+        println!("{}", json!({"medians": results, "bars": judged}));
+    } else {
+        println!("{:#}", json!(results));
+        for bar in &judged {
+            println!(
+                "{:>9.3} (at most {:.3}) {}  {}",
+                bar["value"].as_f64().unwrap_or(f64::NAN),
+                bar["at_most"].as_f64().unwrap_or(f64::NAN),
+                if bar["within"] == true {
+                    "ok  "
+                } else {
+                    "MISS"
+                },
+                bar["what"].as_str().unwrap_or_default()
+            );
+        }
+    }
+    let within = judged.iter().all(|b| b["within"] == true);
+    ExitCode::from(u8::from(!within))
+}

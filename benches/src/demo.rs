@@ -1,0 +1,84 @@
+//! Runs `vmferry demo` and reads its report.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+/// The binary whose demo is run.
+#[derive(Debug)]
+pub struct Demo {
+    binary: PathBuf,
+}
+
+impl Demo {
+    /// The demo of `binary`, or of the one beside this program.
+    ///
+    /// # Errors
+    /// In words, where this program cannot be found.
+    pub fn new(binary: Option<PathBuf>) -> Result<Self, String> {
+        let binary = match binary {
+            Some(binary) => binary,
+            None => std::env::current_exe()
+                .map_err(|e| e.to_string())?
+                .with_file_name("vmferry"),
+        };
+        Ok(Self { binary })
+    }
+
+    /// The report of a demo with these arguments.
+    ///
+    /// # Errors
+    /// The demo's own words, where it did not end well.
+    pub fn run(&self, args: &[&str]) -> Result<Value, String> {
+        let output = Command::new(&self.binary)
+            .args(["demo", "--json"])
+            .args(args)
+            .stderr(Stdio::piped())
+            .output()
+            .map_err(|e| {
+                let binary = self.binary.display();
+                format!("{binary}: {e} (cargo build --release first)")
+            })?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("demo {}: {words}", args.join(" ")));
+        }
+        serde_json::from_slice(&output.stdout).map_err(|e| e.to_string())
+    }
+}
+
+/// The number at a JSON pointer.
+///
+/// # Errors
+/// Where there is none.
+pub fn number(report: &Value, path: &str) -> Result<f64, String> {
+    report
+        .pointer(path)
+        .and_then(Value::as_f64)
+        .ok_or_else(|| format!("the report has no number at {path}"))
+}
+
+/// The median; not a number where there is no value.
+#[must_use]
+pub fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_or_between_the_two() {
+        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
+        assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+        assert!(median(&[]).is_nan());
+    }
+}

@@ -1,0 +1,158 @@
+//! The convergence policy in whole migrations: what it costs the guest, and where it ends.
+
+use std::time::Duration;
+
+use vmferry_protocol::message::AbortCode;
+use vmferry_protocol::policy::Limits;
+use vmferry_protocol::source::Outcome;
+use vmferry_tests::sim::{Link, Report, Scenario, Writes, run};
+
+fn ok(scenario: &Scenario) -> Report {
+    run(scenario).unwrap_or_else(|(violation, trace)| panic!("{violation}\n{trace}"))
+}
+
+fn passes(report: &Report) -> u32 {
+    report.stats.as_ref().unwrap().passes.len() as u32
+}
+
+fn decisions(report: &Report) -> Vec<&'static str> {
+    let stats = report.stats.as_ref().unwrap();
+    stats
+        .decisions
+        .iter()
+        .map(|(_, w)| w.decision.name())
+        .collect()
+}
+
+/// A guest that rewrites `pages` as fast as it can, on a link that needs 80 ms for all of it.
+fn fast_writer(pages: u64) -> Scenario {
+    Scenario {
+        writes: Writes::Hot {
+            pages,
+            rate: 400_000,
+        },
+        link: Link {
+            latency: Duration::from_micros(100),
+            bandwidth: 60_000_000,
+        },
+        ..Scenario::default()
+    }
+}
+
+#[test]
+fn passes_over_a_set_that_always_changes_are_not_made() {
+    let report = ok(&fast_writer(600));
+    assert_eq!(report.source, Some(Outcome::Completed));
+    // One to send it all, one to learn that it comes back, the last in the pause.
+    assert!(passes(&report) <= 4, "{:?}", decisions(&report));
+    assert_eq!(decisions(&report).last(), Some(&"switch-over"));
+}
+
+#[test]
+fn a_pass_that_costs_the_guest_more_than_it_saves_is_not_made() {
+    let cheap = Scenario {
+        writes: Writes::Uniform { rate: 3000 },
+        ..fast_writer(0)
+    };
+    let dear = Scenario {
+        notification: Duration::from_millis(2),
+        ..cheap.clone()
+    };
+    let (cheap, dear) = (ok(&cheap), ok(&dear));
+    assert!(
+        passes(&dear) < passes(&cheap),
+        "{} {}",
+        passes(&dear),
+        passes(&cheap)
+    );
+}
+
+#[test]
+fn a_guest_that_never_calms_down_is_given_up_or_slowed_down_as_allowed() {
+    let tight = Limits {
+        max_blackout: Duration::from_millis(12),
+        ..Limits::default()
+    };
+    let hopeless = Scenario {
+        limits: tight,
+        ..fast_writer(600)
+    };
+    let report = ok(&hopeless);
+    let Some(Outcome::Aborted { code, detail }) = &report.source else {
+        panic!("{:?}", report.source);
+    };
+    assert_eq!(*code, AbortCode::NotConverging);
+    assert!(detail.contains("--throttle"), "{detail}");
+
+    let slowed = ok(&Scenario {
+        limits: Limits {
+            throttle_pct: 99,
+            ..tight
+        },
+        ..hopeless.clone()
+    });
+    assert_eq!(slowed.source, Some(Outcome::Completed));
+    assert!(decisions(&slowed).contains(&"throttle"));
+    assert!(
+        slowed.blackout.unwrap() < Duration::from_millis(15),
+        "{:?}",
+        slowed.blackout
+    );
+
+    let cannot = ok(&Scenario {
+        can_throttle: false,
+        limits: Limits {
+            throttle_pct: 99,
+            ..tight
+        },
+        ..hopeless
+    });
+    assert!(matches!(cannot.source, Some(Outcome::Aborted { .. })));
+}
+
+#[test]
+fn hot_pages_are_left_for_the_end_while_the_rest_still_shrinks() {
+    // Much cold memory that changes a little, and a hot set that fits the blackout.
+    let scenario = Scenario {
+        touched: 2000,
+        notification: Duration::from_micros(1),
+        writes: Writes::Hot {
+            pages: 100,
+            rate: 300_000,
+        },
+        ..fast_writer(100)
+    };
+    let report = ok(&scenario);
+    assert_eq!(report.source, Some(Outcome::Completed));
+    let stats = report.stats.as_ref().unwrap();
+    let deferred: u64 = stats.passes.iter().map(|p| p.pages_deferred).sum();
+    assert!(deferred > 0, "{:?}", decisions(&report));
+}
+
+#[test]
+fn slow_links_of_every_sort_end_with_the_guest_at_one_side() {
+    for bandwidth in [5_000_000, 50_000_000, 500_000_000] {
+        for throttle_pct in [0, 50, 99] {
+            for group_pages in [1, 64] {
+                for seed in 0..4 {
+                    let scenario = Scenario {
+                        link: Link {
+                            latency: Duration::from_millis(1),
+                            bandwidth,
+                        },
+                        group_pages,
+                        seed,
+                        limits: Limits {
+                            max_blackout: Duration::from_millis(40),
+                            throttle_pct,
+                            ..Limits::default()
+                        },
+                        ..fast_writer(300)
+                    };
+                    let report = ok(&scenario);
+                    assert!(report.source.is_some(), "{bandwidth} {throttle_pct} {seed}");
+                }
+            }
+        }
+    }
+}
