@@ -15,6 +15,8 @@ use crate::pages::PAGE_SIZE;
 pub struct Limits {
     /// Longest blackout to accept.
     pub max_blackout: Duration,
+    /// Fewest passes before the pause; more than 1 only to measure what passes cost.
+    pub min_passes: u32,
     /// Most passes before the pause, or before writers are slowed down.
     pub max_passes: u32,
     /// Passes in a row that may fail to shrink the remainder before something else is tried.
@@ -27,6 +29,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_blackout: Duration::from_millis(300),
+            min_passes: 1,
             max_passes: 50,
             patience: 6,
             throttle_pct: 0,
@@ -149,7 +152,9 @@ pub fn decide(input: &PolicyInput, limits: &Limits) -> Weighed {
     let saved = sending(input, input.remaining_pages as f64 - left_after(input));
     let cost = input.last_stall;
     let fits = blackout <= limits.max_blackout;
-    let decision = if fits {
+    let decision = if input.passes < limits.min_passes {
+        Decision::Continue { defer_hot: false }
+    } else if fits {
         let pays = saved > cost + WORTH && input.passes < limits.max_passes;
         if pays {
             Decision::Continue { defer_hot: true }
@@ -293,6 +298,19 @@ mod tests {
             ..all_hot
         };
         assert_eq!(decision(&some), Decision::Continue { defer_hot: true });
+    }
+
+    #[test]
+    fn passes_that_are_asked_for_are_made() {
+        let limits = Limits {
+            min_passes: 4,
+            ..Limits::default()
+        };
+        for passes in 1..6 {
+            let now = PolicyInput { passes, ..input() };
+            let over = decide(&now, &limits).decision == Decision::SwitchOver;
+            assert_eq!(over, passes >= 4, "{passes}");
+        }
     }
 
     fn too_much() -> PolicyInput {

@@ -211,6 +211,9 @@ pub trait DirtyTracker: Send + Sync + fmt::Debug {
         false
     }
 
+    /// How large groups of pages are, for trackers that have groups; before the start.
+    fn set_group_size(&self, _size: GroupSize) {}
+
     /// Whether [`Self::throttle`] has an effect.
     fn can_throttle(&self) -> bool {
         false

@@ -110,6 +110,16 @@ pub(crate) struct DemoArgs {
     /// wp-group, kvm-log, kvm-ring, wp-async, or auto (what costs a guest least here; measured)
     #[arg(long, default_value = "auto", value_parser = tracker)]
     pub(crate) tracker: String,
+    /// Pages that wp-group handles as one: auto, or a size from 4k to 32m
+    #[arg(long, default_value = "auto", value_name = "SIZE", value_parser = group)]
+    pub(crate) group: String,
+    /// Slow writers down where the migration would not end otherwise: off, on, or the most of
+    /// their time that they may be made to wait, in per cent
+    #[arg(long, default_value = "off", value_name = "off|on|PCT", value_parser = throttle)]
+    pub(crate) throttle: u8,
+    /// Fewest passes before the pause, to measure what passes cost
+    #[arg(long, default_value_t = 1, value_name = "N", hide_short_help = true, value_parser = clap::value_parser!(u32).range(1..=40))]
+    pub(crate) min_passes: u32,
     /// Limit of the link in Mbit/s; 0 is no limit
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub(crate) link_mbit: u64,
@@ -182,6 +192,28 @@ fn tracker(text: &str) -> Result<String, String> {
         .map_err(|e| e.to_string())
 }
 
+fn group(text: &str) -> Result<String, String> {
+    text.parse::<vmferry_tracker::GroupSize>()
+        .map(|_| text.to_owned())
+        .map_err(|e| e.to_string())
+}
+
+/// `on`: enough to stop nearly every writer.
+const THROTTLE_ON: u8 = 95;
+
+fn throttle(text: &str) -> Result<u8, String> {
+    match text {
+        "off" => Ok(0),
+        "on" => Ok(THROTTLE_ON),
+        pct => pct
+            .trim_end_matches('%')
+            .parse()
+            .ok()
+            .filter(|pct| (1..=99).contains(pct))
+            .ok_or_else(|| "choose off, on, or 1 to 99 per cent".to_owned()),
+    }
+}
+
 /// `512M`, `4G`, `2048K`, or bytes.
 fn size(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is not a size; write it as in 512M or 4G");
@@ -236,6 +268,14 @@ mod tests {
     }
 
     #[test]
+    fn throttling_is_off_on_or_capped() {
+        assert_eq!(throttle("off"), Ok(0));
+        assert_eq!(throttle("on"), Ok(THROTTLE_ON));
+        assert_eq!(throttle("40%"), Ok(40));
+        assert!(throttle("0").is_err() && throttle("100").is_err() && throttle("x").is_err());
+    }
+
+    #[test]
     fn shares_must_sum_to_a_hundred() {
         assert!(fill("30:40:30").is_ok());
         assert!(fill("30:40:31").is_err() && fill("100").is_err() && fill("a:b:c").is_err());
@@ -252,6 +292,8 @@ mod tests {
         assert!(error(&["--workload", "w"]).contains("rewrite-same"));
         assert!(error(&["--codec", "rar"]).contains("zstd"));
         assert!(error(&["--tracker", "t"]).contains("kvm-log"));
+        assert!(error(&["--group", "3k"]).contains("2m"));
+        assert!(error(&["--throttle", "100"]).contains("99"));
         assert!(error(&["--vcpus", "9"]).contains("1..=8"));
     }
 }

@@ -112,6 +112,12 @@ pub struct MigrateOptions {
     pub codec: String,
     /// As `--tracker`, `auto` included.
     pub tracker: String,
+    /// As `--group`.
+    pub group: String,
+    /// How much of a writer's time it may be made to wait, in per cent; 0: never.
+    pub throttle_pct: u8,
+    /// Fewest passes before the pause.
+    pub min_passes: u32,
     /// Limit in Mbit/s; 0 is none.
     pub link_mbit: u64,
     /// Longest blackout to accept, in milliseconds.

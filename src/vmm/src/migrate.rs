@@ -15,8 +15,8 @@ use vmferry_machine::{Console, Machine, MachineConfig, MachineKind};
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::policy::Limits;
 use vmferry_protocol::source::Progress;
-use vmferry_tracker::TrackerKind;
 use vmferry_tracker::auto::{self, MachineSort};
+use vmferry_tracker::{GroupSize, TrackerKind};
 use vmferry_transports::{Bandwidth, LinkHint, TlsIdentity, TransportKind, connector, listen};
 
 use crate::api::{Event, MigrateOptions, ProgressLine, ReceiveOptions, TlsFiles};
@@ -85,8 +85,11 @@ pub(crate) async fn leave(
     let options = SourceOptions {
         streams: asked.streams,
         codec: asked.codec.parse::<CodecSpec>().map_err(|e| describe(&e))?,
+        group: asked.group.parse::<GroupSize>().map_err(|e| describe(&e))?,
         limits: Limits {
             max_blackout,
+            throttle_pct: asked.throttle_pct.min(99),
+            min_passes: asked.min_passes,
             ..Limits::default()
         },
         tracker_choice,

@@ -21,7 +21,7 @@ use vmferry_protocol::message::{RunState, VmShape};
 use vmferry_protocol::policy::Limits;
 use vmferry_protocol::source::{Outcome, Progress, SourceEvent};
 use vmferry_protocol::{PageRange, RamLayout};
-use vmferry_tracker::TrackerKind;
+use vmferry_tracker::{GroupSize, TrackerKind};
 use vmferry_transports::{Connector, MAX_STREAMS};
 
 use crate::report::{MigrationReport, TrackerChoice};
@@ -42,6 +42,8 @@ pub struct SourceOptions {
     pub tracker: TrackerKind,
     /// Why so, for the report, where nobody said how.
     pub tracker_choice: Option<TrackerChoice>,
+    /// Size of groups, where the tracker has groups.
+    pub group: GroupSize,
     /// The operator's limits.
     pub limits: Limits,
     /// Compressor threads.
@@ -73,6 +75,7 @@ impl SourceOptions {
             codec: CodecSpec::Lz4,
             tracker,
             tracker_choice: None,
+            group: GroupSize::Auto,
             limits: Limits::default(),
             compressors: cores.min(4),
             window_bytes: WINDOW_BYTES,
@@ -174,6 +177,7 @@ pub fn start(
     let tracker = machine
         .tracker(options.tracker)
         .map_err(|e| crate::actors::tracker::describe(&e))?;
+    tracker.set_group_size(options.group);
     let (progress_sender, progress) = watch::channel(None);
     let (end_sender, ended) = oneshot::channel();
     let migration = Migration::new(

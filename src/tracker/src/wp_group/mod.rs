@@ -35,7 +35,7 @@ use policy::{GroupSize, Order, SizeInput, next_order};
 #[derive(Debug)]
 pub struct WpGroup {
     ram: Arc<GuestRam>,
-    size: GroupSize,
+    size: Mutex<GroupSize>,
     groups: Arc<Groups>,
     costs: Arc<Costs>,
     /// Size of groups protected from now on.
@@ -87,12 +87,16 @@ impl WpGroup {
             order: AtomicU8::new(Order::HUGE.log2()),
             active: Mutex::new(None),
             ram,
-            size,
+            size: Mutex::new(size),
         })
     }
 
     fn active(&self) -> MutexGuard<'_, Option<Active>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn size(&self) -> GroupSize {
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn order(&self) -> Order {
@@ -118,7 +122,7 @@ impl DirtyTracker for WpGroup {
                 .map_err(kernel("registering guest RAM"))?;
         }
         self.groups.reset();
-        let order = match self.size {
+        let order = match self.size() {
             GroupSize::Auto => Order::HUGE,
             GroupSize::Fixed(order) => order,
         };
@@ -128,7 +132,7 @@ impl DirtyTracker for WpGroup {
             uffd,
             groups: self.groups.clone(),
             costs: self.costs.clone(),
-            grow: self.size == GroupSize::Auto,
+            grow: self.size() == GroupSize::Auto,
             throttle: Mutex::new(None),
         });
         self.costs.reset();
@@ -171,7 +175,7 @@ impl DirtyTracker for WpGroup {
     }
 
     fn next_pass(&self, facts: &PassFacts) {
-        if self.size == GroupSize::Auto {
+        if self.size() == GroupSize::Auto {
             let order = next_order(&SizeInput {
                 pass: facts.pass,
                 order: self.order(),
@@ -201,6 +205,10 @@ impl DirtyTracker for WpGroup {
 
     fn compares_content(&self) -> bool {
         true
+    }
+
+    fn set_group_size(&self, size: GroupSize) {
+        *self.size.lock().unwrap_or_else(PoisonError::into_inner) = size;
     }
 
     fn can_throttle(&self) -> bool {

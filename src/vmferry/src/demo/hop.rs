@@ -60,6 +60,9 @@ pub(super) async fn hop(
         streams: args.streams,
         codec: args.codec.clone(),
         tracker: args.tracker.clone(),
+        group: args.group.clone(),
+        throttle_pct: args.throttle,
+        min_passes: args.min_passes,
         link_mbit: args.link_mbit,
         max_blackout_ms: args.max_blackout.as_secs_f64() * 1e3,
     });
