@@ -1,4 +1,5 @@
 //! The convergence policy in whole migrations: what it costs the guest, and where it ends.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::time::Duration;
 
@@ -155,4 +156,30 @@ fn slow_links_of_every_sort_end_with_the_guest_at_one_side() {
             }
         }
     }
+}
+
+#[test]
+fn an_idle_guest_on_a_long_link_is_not_asked_again_and_again() {
+    let scenario = Scenario {
+        writes: Writes::Idle,
+        link: Link {
+            latency: Duration::from_millis(150),
+            bandwidth: 100_000_000,
+        },
+        ..Scenario::default()
+    };
+    let report = ok(&scenario);
+    let Some(Outcome::Aborted { detail, .. }) = &report.source else {
+        panic!("{:?}", report.source);
+    };
+    assert!(detail.contains("on this link"), "{detail}");
+    assert!(passes(&report) <= 10, "{} passes", passes(&report));
+    let near_enough = ok(&Scenario {
+        link: Link {
+            latency: Duration::from_millis(40),
+            ..scenario.link
+        },
+        ..scenario
+    });
+    assert_eq!(near_enough.source, Some(Outcome::Completed));
 }

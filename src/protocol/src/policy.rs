@@ -199,6 +199,14 @@ fn pages_carried(input: &PolicyInput) -> f64 {
 }
 
 fn explain(input: &PolicyInput, limits: &Limits, predicted: Duration) -> String {
+    if input.fixed > limits.max_blackout {
+        return format!(
+            "a switchover takes {:.0} ms on this link even with nothing left to send, and at most \
+             {:.0} ms are allowed (allow a longer blackout, or use a nearer destination)",
+            input.fixed.as_secs_f64() * 1e3,
+            limits.max_blackout.as_secs_f64() * 1e3,
+        );
+    }
     let dirtied = (input.remaining_pages * PAGE_SIZE) as f64;
     let per_second = dirtied / input.last_duration.as_secs_f64().max(1e-6);
     let carried = pages_carried(input) * PAGE_SIZE as f64;
@@ -298,6 +306,20 @@ mod tests {
             ..all_hot
         };
         assert_eq!(decision(&some), Decision::Continue { defer_hot: true });
+    }
+
+    #[test]
+    fn a_link_that_is_too_long_is_named_as_such() {
+        let far = PolicyInput {
+            remaining_pages: 0,
+            fixed: Duration::from_millis(500),
+            not_shrinking: 6,
+            ..input()
+        };
+        let Decision::GiveUp(why) = decision(&far) else {
+            panic!("goes on for ever");
+        };
+        assert!(why.contains("takes 500 ms on this link"), "{why}");
     }
 
     #[test]

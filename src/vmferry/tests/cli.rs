@@ -53,9 +53,9 @@ fn doctor_says_the_same_to_people_and_programs() {
             "NO"
         };
         assert!(line.starts_with(mark), "{line}");
-        assert!(
-            line.ends_with(finding["detail"].as_str().unwrap()),
-            "{line}"
-        );
+        // What is measured differs from run to run.
+        let words = |text: &str| text.replace(|c: char| c.is_ascii_digit() || c == '.', "");
+        let detail = words(finding["detail"].as_str().unwrap());
+        assert!(words(line).ends_with(&detail), "{line}");
     }
 }

@@ -17,8 +17,18 @@ pub(crate) struct Compressor {
     pub(crate) owner: Recipient<Told>,
 }
 
+/// How far compressors step back for vCPUs, which want the same processors.
+const NICE: i32 = 10;
+
 impl Actor for Compressor {
     type Context = SyncContext<Self>;
+
+    fn started(&mut self, _: &mut SyncContext<Self>) {
+        // On Linux this is the calling thread's alone. Without it, only the guest is slower.
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            tracing::debug!(%error, "compressors run at the priority of vCPUs");
+        }
+    }
 }
 
 /// Make a frame of this chunk, and give it to the page streams.

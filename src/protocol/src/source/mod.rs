@@ -92,6 +92,8 @@ pub struct Source {
     connected: bool,
     last_heard: Time,
     last_ping: Time,
+    /// The answer to this pass's ping has yet to come.
+    pong_due: bool,
     /// When pages began to be on their way, or an acknowledgement came.
     last_progress: Time,
     rtt: Option<Duration>,
@@ -124,6 +126,7 @@ impl Source {
             connected: false,
             last_heard: now,
             last_ping: now,
+            pong_due: false,
             last_progress: now,
             rtt: None,
             config,
@@ -330,6 +333,10 @@ impl Source {
         };
         self.rtt = Some(self.rtt.map_or(rtt, |r| r.min(rtt)));
         self.stats.rtt = self.rtt.unwrap_or_default();
+        self.pong_due = false;
+        if self.state == State::Sending {
+            self.end_pass_if_done(now);
+        }
     }
 
     fn greet(&mut self, now: Time) {

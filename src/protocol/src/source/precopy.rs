@@ -11,6 +11,9 @@ use super::{ChunkStats, Source, SourceOutput, State};
 impl Source {
     pub(super) fn harvest(&mut self, now: Time) {
         self.pass += 1;
+        // The blackout has round trips in it: their length is measured anew for each decision.
+        self.ping(now);
+        self.pong_due = true;
         self.state = State::Harvesting;
         self.stats.begin_pass(self.pass, now);
         let pass = self.pass;
@@ -22,7 +25,7 @@ impl Source {
         if self.pass > 1 {
             self.hot.intersect(&dirty);
             let last = self.stats.last_pass_pages();
-            if pages * 10 > last * 9 {
+            if pages * 10 >= last * 9 {
                 self.not_shrinking += 1;
             } else {
                 self.not_shrinking = 0;
@@ -139,7 +142,10 @@ impl Source {
     }
 
     pub(super) fn end_pass_if_done(&mut self, now: Time) {
-        if self.pending.is_empty() {
+        // A pass in which nothing is to be sent lasts for a round trip, or passes would chase each
+        // other.
+        let empty = self.stats.current.pages_considered == 0;
+        if self.pending.is_empty() && !(empty && self.pong_due) {
             self.stats.end_pass(now, false);
             self.harvest(now);
         }
