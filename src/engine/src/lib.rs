@@ -16,6 +16,7 @@ mod line;
 mod meter;
 mod pages;
 pub mod report;
+mod run_delay;
 pub mod source;
 
 pub use apply::{ApplyError, RamWriter, Scratch, read_chunk};

@@ -228,6 +228,10 @@ pub struct ProgressLine {
     pub bytes_wire: u64,
     /// The blackout predicted for a switchover now, in milliseconds.
     pub predicted_blackout_ms: Option<f64>,
+    /// How long writers have waited for answers to write notifications, in milliseconds.
+    pub stall_ms: f64,
+    /// How long vCPU threads have waited for a processor, in milliseconds.
+    pub run_delay_ms: f64,
 }
 
 /// A line from a VM process.

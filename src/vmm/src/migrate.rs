@@ -9,12 +9,11 @@ use tokio::sync::broadcast;
 use vmferry_codecs::CodecSpec;
 use vmferry_engine::destination::{self, DestinationHandle, DestinationOptions, config_of};
 use vmferry_engine::report::TrackerChoice;
-use vmferry_engine::source::{self, SourceHandle, SourceOptions};
+use vmferry_engine::source::{self, Live, SourceHandle, SourceOptions};
 use vmferry_journal::Journal;
 use vmferry_machine::{Console, Machine, MachineConfig, MachineKind};
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::policy::Limits;
-use vmferry_protocol::source::Progress;
 use vmferry_tracker::auto::{self, MachineSort};
 use vmferry_tracker::{GroupSize, TrackerKind};
 use vmferry_transports::{Bandwidth, LinkHint, TlsIdentity, TransportKind, connector, listen};
@@ -137,7 +136,8 @@ pub(crate) async fn watch_source(
     }
 }
 
-fn line(p: &Progress) -> ProgressLine {
+fn line(live: &Live) -> ProgressLine {
+    let p = &live.progress;
     ProgressLine {
         phase: format!("{:?}", p.phase).to_lowercase(),
         pass: p.pass,
@@ -146,6 +146,8 @@ fn line(p: &Progress) -> ProgressLine {
         bytes_per_second: p.throughput.unwrap_or(0.0),
         bytes_wire: p.bytes_wire,
         predicted_blackout_ms: p.predicted.map(|d| d.as_secs_f64() * 1e3),
+        stall_ms: live.costs.stall.as_secs_f64() * 1e3,
+        run_delay_ms: live.run_delay.as_secs_f64() * 1e3,
     }
 }
 

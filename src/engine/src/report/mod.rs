@@ -218,6 +218,8 @@ pub struct MigrationReport {
     pub decisions: Vec<DecisionReport>,
     /// What write notifications cost the guest, where this process answers them.
     pub notifications: NotificationReport,
+    /// How long vCPU threads waited for a processor until the pause, summed, in milliseconds.
+    pub vcpu_run_delay_ms: f64,
     /// What the guest lost.
     pub guest: GuestReport,
     /// Most memory used beyond the guest's RAM and what the process used before, at the source.

@@ -130,6 +130,11 @@ fn write_passes(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
 
 fn write_notifications(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
     let n = &r.notifications;
+    writeln!(
+        out,
+        "  processor  vCPUs waited {:.1} ms for one",
+        r.vcpu_run_delay_ms
+    )?;
     if n.answered == 0 {
         return Ok(());
     }

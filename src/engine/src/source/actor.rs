@@ -13,15 +13,13 @@ use vmferry_journal::Journal;
 use vmferry_machine::Machine;
 use vmferry_memory::GuestRam;
 use vmferry_protocol::message::VmShape;
-use vmferry_protocol::source::{
-    Outcome, Progress, Source, SourceConfig, SourceEvent, SourceOutput,
-};
+use vmferry_protocol::source::{Outcome, Source, SourceConfig, SourceEvent, SourceOutput};
 use vmferry_protocol::{PAGE_SIZE, RamLayout};
 use vmferry_tracker::{DirtyTracker, PassFacts, Throttle};
 use vmferry_transports::Connector;
 
 use super::summary::summarise;
-use super::{SourceEnd, SourceOptions, Told};
+use super::{Live as LiveProgress, SourceEnd, SourceOptions, Told};
 use crate::SOFTWARE;
 use crate::actors::Settle;
 use crate::actors::compressor::{Compressor, Encode};
@@ -34,6 +32,7 @@ use crate::clock::Clock;
 use crate::encode::{Encoder, Frame};
 use crate::fingerprints::{Fingerprints, KEY_BYTES};
 use crate::meter::Meter;
+use crate::run_delay::vcpu_run_delay;
 
 /// Costs of a switchover beside pages and round trips, as reckoned before any was measured.
 const FIXED_COST: Duration = Duration::from_millis(5);
@@ -65,7 +64,9 @@ pub(crate) struct Migration {
     team: Option<Team>,
     timer: Option<SpawnHandle>,
     meter: Meter,
-    progress: watch::Sender<Option<Progress>>,
+    run_delay_before: Duration,
+    run_delay_at_pause: Option<Duration>,
+    progress: watch::Sender<Option<LiveProgress>>,
     end: Option<oneshot::Sender<SourceEnd>>,
 }
 
@@ -95,7 +96,7 @@ impl Migration {
         tracker: Arc<dyn DirtyTracker>,
         shape: VmShape,
         options: SourceOptions,
-        progress: watch::Sender<Option<Progress>>,
+        progress: watch::Sender<Option<LiveProgress>>,
         end: oneshot::Sender<SourceEnd>,
     ) -> Result<Self, String> {
         let ram = machine.ram().clone();
@@ -146,6 +147,8 @@ impl Migration {
             team: None,
             timer: None,
             meter,
+            run_delay_before: vcpu_run_delay(),
+            run_delay_at_pause: None,
             progress,
             end: Some(end),
         })
@@ -246,7 +249,11 @@ impl Migration {
                 // At once, not by the tracker's thread: the pause must not come before it.
                 self.tracker.throttle(throttle);
             }
-            SourceOutput::Pause => team.hands.do_send(Do::Pause(machine)),
+            SourceOutput::Pause => {
+                // Now, and not while the guest stands still.
+                self.run_delay_at_pause = Some(vcpu_run_delay());
+                team.hands.do_send(Do::Pause(machine));
+            }
             // This machine has no storage whose jobs could be in flight.
             SourceOutput::CancelIo => ctx.notify(Told(SourceEvent::IoCancelled)),
             SourceOutput::SaveState => team.hands.do_send(Do::Save(machine)),
@@ -267,6 +274,13 @@ impl Migration {
             }
             SourceOutput::Finished(outcome) => self.finish(outcome, ctx),
         }
+    }
+
+    /// How long vCPUs have waited for a processor since the migration began, until the pause.
+    fn run_delay(&self) -> Duration {
+        self.run_delay_at_pause
+            .unwrap_or_else(vcpu_run_delay)
+            .saturating_sub(self.run_delay_before)
     }
 
     /// How the last pass went, for a tracker that adapts to it.
@@ -290,6 +304,7 @@ impl Migration {
         let (Some(team), Some(end)) = (self.team.take(), self.end.take()) else {
             return;
         };
+        let run_delay = self.run_delay();
         let mut report = summarise(
             &*self.machine,
             &self.options,
@@ -315,6 +330,7 @@ impl Migration {
             closing,
             move |(), this, ctx| {
                 report.peak_extra_rss_bytes = this.meter.peak();
+                report.vcpu_run_delay_ms = run_delay.as_secs_f64() * 1e3;
                 let _ = end.send(SourceEnd {
                     outcome,
                     report,
@@ -340,7 +356,11 @@ impl Actor for Migration {
             self.team = Some(team);
         }
         ctx.run_interval(PROGRESS_EVERY, |this, _| {
-            this.progress.send_replace(Some(this.core.progress()));
+            this.progress.send_replace(Some(LiveProgress {
+                progress: this.core.progress(),
+                costs: this.tracker.costs(),
+                run_delay: this.run_delay(),
+            }));
         });
         self.drive(ctx);
     }

@@ -21,7 +21,7 @@ use vmferry_protocol::message::{RunState, VmShape};
 use vmferry_protocol::policy::Limits;
 use vmferry_protocol::source::{Outcome, Progress, SourceEvent};
 use vmferry_protocol::{PageRange, RamLayout};
-use vmferry_tracker::{GroupSize, TrackerKind};
+use vmferry_tracker::{GroupSize, NotificationCosts, TrackerKind};
 use vmferry_transports::{Connector, MAX_STREAMS};
 
 use crate::report::{MigrationReport, TrackerChoice};
@@ -98,11 +98,22 @@ pub struct SourceEnd {
     pub pause_ns: Option<u64>,
 }
 
+/// How a migration is getting on, and what it has cost the guest so far.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// What the core knows.
+    pub progress: Progress,
+    /// Notifications, where this process answers them.
+    pub costs: NotificationCosts,
+    /// How long vCPU threads have waited for a processor since it began.
+    pub run_delay: Duration,
+}
+
 /// A migration under way.
 #[derive(Debug)]
 pub struct SourceHandle {
     /// How it is getting on; changes several times a second.
-    pub progress: watch::Receiver<Option<Progress>>,
+    pub progress: watch::Receiver<Option<Live>>,
     /// Its end, when all is closed.
     pub ended: oneshot::Receiver<SourceEnd>,
     addr: Addr<Migration>,

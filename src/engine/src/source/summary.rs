@@ -129,6 +129,7 @@ pub(super) fn summarise(
         pages_unchanged: stats.pages_unchanged,
         decisions: stats.decisions.iter().map(decision).collect(),
         notifications: notifications(costs),
+        vcpu_run_delay_ms: 0.0,
         guest: GuestReport::default(),
         peak_extra_rss_bytes: 0,
         peak_extra_rss_destination_bytes: None,

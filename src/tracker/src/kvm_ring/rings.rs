@@ -220,11 +220,7 @@ impl DirtyRings {
         }
         let mut asked = 0;
         loop {
-            let taken = if inner.owed < 900 {
-                inner.owed
-            } else {
-                sys::reset_dirty_rings(&self.vm)?
-            };
+            let taken = sys::reset_dirty_rings(&self.vm)?;
             inner.owed = inner.owed.saturating_sub(taken);
             asked += 1;
             match inner.owed {

@@ -85,45 +85,49 @@ fn kvm_ring_copies_all_that_a_guest_writes_meanwhile() {
         let Some((ram, mut guest, tracker)) = guest(ring) else {
             return;
         };
-        tracker.start().unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let until = stop.clone();
-        let running = std::thread::spawn(move || {
-            let mut value = 0u8;
-            while !until.load(Ordering::Relaxed) {
-                value = value.wrapping_add(1);
-                guest.write(HOT, value).unwrap();
-            }
-        });
-        let mut copy = vec![0; (PAGES * PAGE_SIZE) as usize];
-        let mut pass = || {
-            let mut runs = Vec::new();
-            tracker.harvest(&mut |run| runs.push(run)).unwrap();
-            for mut run in runs {
-                while run.count > 0 {
-                    let part = PageRange::new(run.start, run.count.min(64));
-                    tracker.protect(part).unwrap();
-                    let at = (part.start * PAGE_SIZE) as usize;
-                    let to = &mut copy[at..at + part.bytes() as usize];
-                    ram.copy_out(part, to).unwrap();
-                    run = PageRange::new(part.end(), run.count - part.count);
-                }
-            }
-        };
-        for _ in 0..20 {
-            pass();
+        for _ in 0..50 {
+            guest = copied_while_it_runs(&ram, guest, &tracker);
         }
-        stop.store(true, Ordering::Relaxed);
-        running.join().unwrap();
-        pass();
-        let mut now = vec![0; copy.len()];
-        for page in 0..PAGES {
-            let at = (page * PAGE_SIZE) as usize;
-            let one = &mut now[at..at + PAGE_SIZE as usize];
-            ram.copy_out(PageRange::new(page, 1), one).unwrap();
-        }
-        let missed = (0..PAGES as usize).filter(|p| now[p * 4096] != copy[p * 4096]);
-        assert_eq!(missed.collect::<Vec<_>>(), Vec::<usize>::new());
-        tracker.stop();
     }
+}
+
+fn copied_while_it_runs(ram: &GuestRam, mut guest: TryGuest, tracker: &KvmRing) -> TryGuest {
+    tracker.start().unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let until = stop.clone();
+    let running = std::thread::spawn(move || {
+        let mut value = 0u8;
+        while !until.load(Ordering::Relaxed) {
+            value = value.wrapping_add(1);
+            guest.write(HOT, value).unwrap();
+        }
+        guest
+    });
+    let mut copy = vec![0; (PAGES * PAGE_SIZE) as usize];
+    let mut pass = || {
+        let mut runs = Vec::new();
+        tracker.harvest(&mut |run| runs.push(run)).unwrap();
+        for mut run in runs {
+            while run.count > 0 {
+                let part = PageRange::new(run.start, run.count.min(64));
+                tracker.protect(part).unwrap();
+                let at = (part.start * PAGE_SIZE) as usize;
+                let to = &mut copy[at..at + part.bytes() as usize];
+                ram.copy_out(part, to).unwrap();
+                run = PageRange::new(part.end(), run.count - part.count);
+            }
+        }
+    };
+    for _ in 0..5 {
+        pass();
+    }
+    stop.store(true, Ordering::Relaxed);
+    let guest = running.join().unwrap();
+    pass();
+    let mut now = vec![0; copy.len()];
+    ram.copy_out(PageRange::new(0, PAGES), &mut now).unwrap();
+    let missed = (0..PAGES as usize).filter(|p| now[p * 4096] != copy[p * 4096]);
+    assert_eq!(missed.collect::<Vec<_>>(), Vec::<usize>::new());
+    tracker.stop();
+    guest
 }

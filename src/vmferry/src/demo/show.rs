@@ -72,13 +72,15 @@ fn line(p: &ProgressLine) -> String {
         .predicted_blackout_ms
         .map_or_else(String::new, |ms| format!(" · blackout if now {ms:.1} ms"));
     format!(
-        "{} · pass {} · {} of {} pages to go · {:.0} MiB/s · {:.0} MiB sent{predicted}",
+        "{} · pass {} · {} of {} pages to go · {:.0} MiB/s · {:.0} MiB sent · guest stalled {:.1} \
+         ms{predicted}",
         p.phase,
         p.pass,
         p.pages_left,
         p.pages_total,
         p.bytes_per_second / MIB,
         p.bytes_wire as f64 / MIB,
+        p.stall_ms,
     )
 }
 
@@ -96,10 +98,13 @@ mod tests {
             bytes_per_second: 3.0 * MIB,
             bytes_wire: 7 << 20,
             predicted_blackout_ms: Some(1.25),
+            stall_ms: 0.5,
+            run_delay_ms: 0.0,
         });
         assert_eq!(
             text,
-            "precopy · pass 2 · 5 of 9 pages to go · 3 MiB/s · 7 MiB sent · blackout if now 1.2 ms"
+            "precopy · pass 2 · 5 of 9 pages to go · 3 MiB/s · 7 MiB sent · guest stalled 0.5 ms · \
+             blackout if now 1.2 ms"
         );
     }
 }
