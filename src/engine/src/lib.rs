@@ -15,6 +15,7 @@ mod fingerprints;
 mod line;
 mod meter;
 mod pages;
+mod priority;
 pub mod report;
 mod run_delay;
 pub mod source;

@@ -61,12 +61,24 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.clamp(2, 8))
         .thread_name("vmferry-io")
+        .on_thread_start(step_back)
         .thread_keep_alive(IDLE_THREADS_FOR)
         .enable_all()
         .build()
         .map_err(RunError::Runtime)?;
     let system = actix::System::with_tokio_rt(move || runtime);
     system.block_on(serve(options))
+}
+
+/// How far the threads that encrypt and carry pages step back for vCPUs.
+const NICE: i32 = 5;
+
+/// The calling thread runs after vCPUs that want the same processor.
+fn step_back() {
+    // On Linux this is the calling thread's alone. Without it, only the guest is slower.
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "page streams run at the priority of vCPUs");
+    }
 }
 
 async fn serve(options: &RunOptions) -> Result<(), RunError> {

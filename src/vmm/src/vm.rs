@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use vmferry_engine::destination::{self, Arrived, DestinationEnd};
 use vmferry_engine::source::{self, SourceEnd};
 use vmferry_journal::Journal;
@@ -287,8 +287,14 @@ impl Vm {
 async fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> Result<T, vmferry_machine::MachineError> + Send + 'static,
 ) -> Result<T, String> {
-    match tokio::task::spawn_blocking(f).await {
+    let (done, result) = oneshot::channel();
+    // Not one of the runtime's threads: those step back, and vCPU threads would inherit that.
+    std::thread::Builder::new()
+        .name("machine".to_owned())
+        .spawn(move || drop(done.send(f())))
+        .map_err(|e| format!("no thread for the machine: {e}"))?;
+    match result.await {
         Ok(result) => result.map_err(|e| describe(&e)),
-        Err(error) => Err(format!("the machine's thread failed: {error}")),
+        Err(_) => Err("the machine's thread failed".to_owned()),
     }
 }

@@ -6,6 +6,7 @@ use vmferry_protocol::source::SourceEvent;
 
 use super::tracker::Live;
 use crate::encode::{Encoded, Encoder, Frame};
+use crate::priority::Helpers;
 use crate::source::Told;
 
 /// A compressor thread.
@@ -13,21 +14,20 @@ use crate::source::Told;
 pub(crate) struct Compressor {
     pub(crate) encoder: Encoder,
     pub(crate) live: Live,
+    pub(crate) helpers: Helpers,
     pub(crate) frames: async_channel::Sender<Frame>,
     pub(crate) owner: Recipient<Told>,
 }
-
-/// How far compressors step back for vCPUs, which want the same processors.
-const NICE: i32 = 10;
 
 impl Actor for Compressor {
     type Context = SyncContext<Self>;
 
     fn started(&mut self, _: &mut SyncContext<Self>) {
-        // On Linux this is the calling thread's alone. Without it, only the guest is slower.
-        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-            tracing::debug!(%error, "compressors run at the priority of vCPUs");
-        }
+        self.helpers.join();
+    }
+
+    fn stopped(&mut self, _: &mut SyncContext<Self>) {
+        self.helpers.leave();
     }
 }
 

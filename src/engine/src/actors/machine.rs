@@ -81,6 +81,19 @@ impl Handler<Do> for Hands {
     }
 }
 
+/// Make a machine, and tell of it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Make(pub(crate) Box<dyn FnOnce() + Send>);
+
+impl Handler<Make> for Hands {
+    type Result = ();
+
+    fn handle(&mut self, Make(make): Make, _: &mut SyncContext<Self>) {
+        make();
+    }
+}
+
 fn resume(machine: &Arc<dyn Machine>, run: bool) -> Result<(), MachineError> {
     if run { machine.resume() } else { Ok(()) }
 }

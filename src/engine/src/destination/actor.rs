@@ -21,7 +21,7 @@ use super::{Arrived, DestinationEnd, DestinationOptions, MakeMachine, misfits};
 use crate::SOFTWARE;
 use crate::actors::Settle;
 use crate::actors::io_journal::{IoJournal, Write, Written};
-use crate::actors::machine::{Do, Done, Hands, What};
+use crate::actors::machine::{Do, Done, Hands, Make, What};
 use crate::actors::reception::{Admit, CloseAll, HangUp, PageEvent, Reception};
 use crate::actors::transport::{Say, TransportEvent};
 use crate::apply::RamWriter;
@@ -139,7 +139,9 @@ impl Arrival {
             DestinationOutput::PrepareMachine(shape) => {
                 self.making = true;
                 let (make, addr) = (self.make.clone(), ctx.address());
-                tokio::task::spawn_blocking(move || {
+                // vCPU threads inherit priority from the thread that makes them: not one of the
+                // runtime's, which may step back for them.
+                team.hands.do_send(Make(Box::new(move || {
                     let made = make(&shape).and_then(|machine| {
                         let wrong = misfits(&shape, &*machine);
                         if wrong.is_empty() {
@@ -149,7 +151,7 @@ impl Arrival {
                         }
                     });
                     addr.do_send(Made { shape, made });
-                });
+                })));
             }
             DestinationOutput::RestoreState { blob } => {
                 self.complete = true;

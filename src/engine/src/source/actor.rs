@@ -32,6 +32,7 @@ use crate::clock::Clock;
 use crate::encode::{Encoder, Frame};
 use crate::fingerprints::{Fingerprints, KEY_BYTES};
 use crate::meter::Meter;
+use crate::priority::Helpers;
 use crate::run_delay::vcpu_run_delay;
 
 /// Costs of a switchover beside pages and round trips, as reckoned before any was measured.
@@ -64,6 +65,7 @@ pub(crate) struct Migration {
     team: Option<Team>,
     timer: Option<SpawnHandle>,
     meter: Meter,
+    helpers: Helpers,
     run_delay_before: Duration,
     run_delay_at_pause: Option<Duration>,
     progress: watch::Sender<Option<LiveProgress>>,
@@ -147,6 +149,7 @@ impl Migration {
             team: None,
             timer: None,
             meter,
+            helpers: Helpers::default(),
             run_delay_before: vcpu_run_delay(),
             run_delay_at_pause: None,
             progress,
@@ -175,6 +178,7 @@ impl Migration {
                 owner: owner.clone(),
             })
         };
+        let helpers = self.helpers.clone();
         let threads = parts.encoders.len();
         let encoders = std::sync::Mutex::new(parts.encoders);
         let compressors = SyncArbiter::start(threads, move || {
@@ -186,6 +190,7 @@ impl Migration {
             Compressor {
                 encoder,
                 live: live.clone(),
+                helpers: helpers.clone(),
                 frames: frames.clone(),
                 owner: told.clone(),
             }
@@ -252,6 +257,7 @@ impl Migration {
             SourceOutput::Pause => {
                 // Now, and not while the guest stands still.
                 self.run_delay_at_pause = Some(vcpu_run_delay());
+                self.helpers.hurry(true);
                 team.hands.do_send(Do::Pause(machine));
             }
             // This machine has no storage whose jobs could be in flight.
@@ -259,6 +265,7 @@ impl Migration {
             SourceOutput::SaveState => team.hands.do_send(Do::Save(machine)),
             SourceOutput::Persist(persist) => team.journal.do_send(Write(persist)),
             SourceOutput::ResumeGuest { run } => {
+                self.helpers.hurry(false);
                 team.hands.do_send(Do::Resume(machine, run));
                 // After the guest runs: it can take long, and the guest would wait for it.
                 team.tracker.do_send(StopTracking);

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use vmferry_memory::GuestRam;
 use vmferry_protocol::{PAGE_SIZE, PageRange};
@@ -85,7 +86,7 @@ fn kvm_ring_copies_all_that_a_guest_writes_meanwhile() {
         let Some((ram, mut guest, tracker)) = guest(ring) else {
             return;
         };
-        for _ in 0..50 {
+        for _ in 0..4 {
             guest = copied_while_it_runs(&ram, guest, &tracker);
         }
     }
@@ -120,6 +121,8 @@ fn copied_while_it_runs(ram: &GuestRam, mut guest: TryGuest, tracker: &KvmRing) 
     };
     for _ in 0..5 {
         pass();
+        // Every page is written again: were one not told of, it would show.
+        std::thread::sleep(Duration::from_millis(15));
     }
     stop.store(true, Ordering::Relaxed);
     let guest = running.join().unwrap();
