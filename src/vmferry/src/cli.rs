@@ -78,7 +78,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub(crate) ws_mib: u32,
     /// Page touches per second and vCPU; 0 is as fast as it goes
-    #[arg(long, default_value_t = 200_000, value_name = "N")]
+    #[arg(long, default_value_t = 50_000, value_name = "N")]
     pub(crate) rate: u64,
     /// Shares of the guest's filled RAM that are zero, text-like and random
     #[arg(long, default_value = "30:40:30", value_name = "ZERO:TEXT:RANDOM", value_parser = fill)]
