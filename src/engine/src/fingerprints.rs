@@ -1,14 +1,16 @@
 //! What was last sent of every page, as a keyed 128-bit fingerprint: only what differs travels.
 //!
 //! The key is random for each migration, so that a guest cannot make two pages that look the same.
+//! The hash uses the widest vector instructions that the processor has.
+//!
 //! 16 bytes a page, 4 MiB for each GiB of RAM that exists; nothing for RAM that does not.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use twox_hash::XxHash3_128;
 use vmferry_memory::{GuestRam, MemoryError};
 use vmferry_protocol::PageRange;
-use xxhash_rust::xxh3::xxh3_128_with_secret;
 
 /// Bytes of the key: what xxh3 asks for.
 pub const KEY_BYTES: usize = 192;
@@ -70,10 +72,12 @@ impl Fingerprints {
                 .collect()
         });
         let entry = &block[(at % BLOCK) as usize];
-        let new = content.map_or(ZERO, |content| {
-            let hash = xxh3_128_with_secret(content, &self.key);
-            (hash as u64, (hash >> 64) as u64)
-        });
+        let new = match content.map(|c| XxHash3_128::oneshot_with_secret(&self.key, c)) {
+            None => ZERO,
+            Some(Ok(hash)) => (hash as u64, (hash >> 64) as u64),
+            // The key has the length asked for; were it otherwise, every page travels.
+            Some(Err(_)) => return Ok(true),
+        };
         // One thread at a time has this page.
         let old = (
             entry.0.swap(new.0, Ordering::Relaxed),
@@ -108,7 +112,7 @@ mod tests {
     #[test]
     fn another_key_sees_other_fingerprints() {
         let page = [3u8; 4096];
-        let hash = |key: u8| xxh3_128_with_secret(&page, &[key; KEY_BYTES]);
+        let hash = |key: u8| XxHash3_128::oneshot_with_secret(&[key; KEY_BYTES], &page).unwrap();
         assert_ne!(hash(1), hash(2));
     }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod destination;
+pub mod errors;
 pub mod ids;
 pub mod message;
 pub mod ownership;

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use twox_hash::XxHash3_64;
 
 use crate::ids::{ChunkId, MigrationId, Token};
 use crate::message::Message;
@@ -305,13 +305,13 @@ fn disjoint(zero: &[PageRange], data: &[PageRange]) -> bool {
 /// The checksum that travels with a chunk: xxh3-64 over header and content.
 #[must_use]
 pub fn checksum(header: &[u8], content: &[u8]) -> u64 {
-    xxh3_64_with_seed(content, xxh3_64_with_seed(header, 0))
+    XxHash3_64::oneshot_with_seed(XxHash3_64::oneshot(header), content)
 }
 
 /// The digest of a state blob: xxh3-64.
 #[must_use]
 pub fn digest(blob: &[u8]) -> u64 {
-    xxh3_64_with_seed(blob, 0)
+    XxHash3_64::oneshot(blob)
 }
 
 #[cfg(test)]

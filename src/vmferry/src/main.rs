@@ -56,12 +56,6 @@ fn vmm(args: cli::VmmArgs) -> Exit {
 
 /// Prints an error with its causes in one line.
 pub(crate) fn fail(error: &dyn std::error::Error) -> Exit {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    eprintln!("vmferry: {text}");
+    eprintln!("vmferry: {}", vmferry_protocol::errors::chain(error));
     Exit::Failed
 }

@@ -12,6 +12,7 @@ use vmferry_engine::report::TrackerChoice;
 use vmferry_engine::source::{self, Live, SourceHandle, SourceOptions};
 use vmferry_journal::Journal;
 use vmferry_machine::{Console, Machine, MachineConfig, MachineKind};
+use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::policy::Limits;
 use vmferry_tracker::auto::{self, MachineSort};
@@ -21,19 +22,8 @@ use vmferry_transports::{Bandwidth, LinkHint, TlsIdentity, TransportKind, connec
 use crate::api::{Event, MigrateOptions, ProgressLine, ReceiveOptions, TlsFiles};
 use crate::events::{Happened, Happenings, sink};
 
-/// An error with its causes, in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 fn identity(files: &TlsFiles) -> Result<TlsIdentity, String> {
-    TlsIdentity::from_files(&files.ca, &files.cert, &files.key).map_err(|e| describe(&e))
+    TlsIdentity::from_files(&files.ca, &files.cert, &files.key).map_err(|e| chain(&e))
 }
 
 fn token(text: &str) -> Result<Token, String> {
@@ -58,7 +48,7 @@ pub(crate) async fn leave(
     journal: Arc<dyn Journal>,
     asked: &MigrateOptions,
 ) -> Result<(SourceHandle, MigrationId), String> {
-    let kind: TransportKind = asked.transport.parse().map_err(|e| describe(&e))?;
+    let kind: TransportKind = asked.transport.parse().map_err(|e| chain(&e))?;
     let (tracker, tracker_choice) = match asked.tracker.as_str() {
         "auto" => {
             let sort = sort_of(machine.config());
@@ -70,7 +60,7 @@ pub(crate) async fn leave(
             (choice.kind, Some(TrackerChoice::from(&choice)))
         }
         name => {
-            let kind = name.parse::<TrackerKind>().map_err(|e| describe(&e))?;
+            let kind = name.parse::<TrackerKind>().map_err(|e| chain(&e))?;
             (kind, None)
         }
     };
@@ -83,8 +73,8 @@ pub(crate) async fn leave(
     let migration = MigrationId(id);
     let options = SourceOptions {
         streams: asked.streams,
-        codec: asked.codec.parse::<CodecSpec>().map_err(|e| describe(&e))?,
-        group: asked.group.parse::<GroupSize>().map_err(|e| describe(&e))?,
+        codec: asked.codec.parse::<CodecSpec>().map_err(|e| chain(&e))?,
+        group: asked.group.parse::<GroupSize>().map_err(|e| chain(&e))?,
         limits: Limits {
             max_blackout,
             throttle_pct: asked.throttle_pct.min(99),
@@ -102,7 +92,7 @@ pub(crate) async fn leave(
         hint(asked.link_mbit),
         Bandwidth::from_mbit(asked.link_mbit),
     )
-    .map_err(|e| describe(&e))?;
+    .map_err(|e| chain(&e))?;
     let handle = source::start(machine, connector, journal, options)?;
     Ok((handle, migration))
 }
@@ -157,17 +147,17 @@ pub(crate) async fn receive(
     journal: Arc<dyn Journal>,
     to: Happenings,
 ) -> Result<(DestinationHandle, std::net::SocketAddr), String> {
-    let kind: TransportKind = asked.transport.parse().map_err(|e| describe(&e))?;
+    let kind: TransportKind = asked.transport.parse().map_err(|e| chain(&e))?;
     let token = token(&asked.token)?;
     let tls = identity(&asked.tls)?;
     let listener = listen(kind, asked.listen, &tls, hint(asked.link_mbit))
         .await
-        .map_err(|e| describe(&e))?;
-    let address = listener.local_addr().map_err(|e| describe(&e))?;
+        .map_err(|e| chain(&e))?;
+    let address = listener.local_addr().map_err(|e| chain(&e))?;
     let consoles = (asked.serial.clone(), asked.debugcon.clone());
     let make = move |shape: &vmferry_protocol::message::VmShape| {
         let config = here(config_of(shape)?, consoles.clone());
-        vmferry_machine::create(&config, sink(to.clone())).map_err(|e| describe(&e))
+        vmferry_machine::create(&config, sink(to.clone())).map_err(|e| chain(&e))
     };
     let options = DestinationOptions::new(token);
     let handle = destination::start(listener, Arc::new(make), journal, options);

@@ -10,11 +10,12 @@ use vmferry_engine::destination::{self, Arrived, DestinationEnd};
 use vmferry_engine::source::{self, SourceEnd};
 use vmferry_journal::Journal;
 use vmferry_machine::{Beat, Machine, MachineConfig, MachineEvent, MachineState, Recorder};
+use vmferry_protocol::errors::chain;
 use vmferry_protocol::source::Outcome;
 
 use crate::api::{Answer, Event, Migrated, Request, Status, WorkloadCommand};
 use crate::events::{Happened, Happenings, Verdict, sink};
-use crate::migrate::{self, describe};
+use crate::migrate;
 use crate::process;
 use crate::server::Asked;
 
@@ -294,7 +295,7 @@ async fn blocking<T: Send + 'static>(
         .spawn(move || drop(done.send(f())))
         .map_err(|e| format!("no thread for the machine: {e}"))?;
     match result.await {
-        Ok(result) => result.map_err(|e| describe(&e)),
+        Ok(result) => result.map_err(|e| chain(&e)),
         Err(_) => Err("the machine's thread failed".to_owned()),
     }
 }

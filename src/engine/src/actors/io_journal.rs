@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Handler, Message, Recipient, SyncContext};
 use vmferry_journal::Journal;
+use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::ownership::{Persist, Stored};
 
 use super::Settle;
-use super::tracker::describe;
 
 /// The journal's thread.
 pub(crate) struct IoJournal {
@@ -50,7 +50,7 @@ impl Handler<Write> for IoJournal {
         let written = persist.store(|record| self.journal.append(record));
         self.owner.do_send(Written(match written {
             Ok(stored) => Ok((stored, began.elapsed())),
-            Err(error) => Err(describe(&error)),
+            Err(error) => Err(chain(&error)),
         }));
     }
 }
@@ -61,7 +61,7 @@ impl Handler<Forget> for IoJournal {
     fn handle(&mut self, Forget(migration): Forget, _: &mut SyncContext<Self>) {
         if let Err(error) = self.journal.forget(migration) {
             // They are looked at again after the next start, and mean the same.
-            tracing::warn!(error = describe(&error), %migration, "old journal records stay");
+            tracing::warn!(error = chain(&error), %migration, "old journal records stay");
         }
     }
 }

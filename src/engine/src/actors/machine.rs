@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use actix::{Actor, Handler, Message, Recipient, SyncContext};
 use vmferry_machine::{Machine, MachineError};
+use vmferry_protocol::errors::chain;
 
 use super::Settle;
-use super::tracker::describe;
 
 /// What is done to a machine.
 #[derive(Debug, Message)]
@@ -76,7 +76,7 @@ impl Handler<Do> for Hands {
         self.owner.do_send(Done {
             what,
             took: began.elapsed(),
-            result: result.map_err(|e| describe(&e)),
+            result: result.map_err(|e| chain(&e)),
         });
     }
 }

@@ -13,12 +13,12 @@ use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, 
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::{ChunkId, MigrationId, Token};
 use vmferry_protocol::message::{self, AbortCode};
 use vmferry_protocol::wire::{FrameDecoder, encode};
 use vmferry_transports::{Control, Incoming, Listener, MAX_STREAMS, TransportError};
 
-use super::tracker::describe;
 use super::transport::{Say, TransportEvent};
 use crate::line::{self, A_MOMENT, Ear, FromLine, Line};
 use crate::pages::{self, Admission, Broken};
@@ -242,7 +242,7 @@ impl Handler<Came> for Reception {
             Ok(Incoming::Control(control)) => self.control_stream(control, ctx.address()),
             Ok(Incoming::Page(stream)) => self.page_stream(stream),
             Err(error) => {
-                let error = describe(&error);
+                let error = chain(&error);
                 tracing::error!(error, "not listening any more");
                 if self.migration.is_none() {
                     let detail = format!("nobody can come any more: {error}");

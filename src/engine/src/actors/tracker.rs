@@ -3,6 +3,7 @@
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use actix::{Actor, Handler, Message, Recipient, SyncContext};
+use vmferry_protocol::errors::chain;
 use vmferry_protocol::source::SourceEvent;
 use vmferry_protocol::{PageSet, RamLayout};
 use vmferry_tracker::{DirtyTracker, PassFacts, TrackerError};
@@ -80,7 +81,7 @@ impl Handler<Harvest> for Tracker {
                 stall: stats.stall,
             },
             Err(error) => SourceEvent::Failed {
-                detail: describe(&error),
+                detail: chain(&error),
             },
         }));
     }
@@ -93,15 +94,4 @@ impl Handler<StopTracking> for Tracker {
         self.live.end();
         self.tracker.stop();
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, Recipient};
 use tokio::task::{JoinHandle, JoinSet};
+use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::message;
 use vmferry_protocol::wire::FrameDecoder;
 use vmferry_transports::{Connection, Connector, TransportError};
 
-use super::tracker::describe;
 use crate::encode::Frame;
 use crate::line::{A_MOMENT, Ear, FromLine, Line};
 use crate::pages;
@@ -139,7 +139,7 @@ impl Handler<Made> for Transport {
                 self.use_connection(connection, ctx.address());
                 TransportEvent::Connected
             }
-            Err(error) => TransportEvent::Lost(describe(&error)),
+            Err(error) => TransportEvent::Lost(chain(&error)),
         };
         self.owner.do_send(event);
     }

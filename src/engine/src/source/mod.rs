@@ -187,7 +187,7 @@ pub fn start(
     let shape = shape_of(&*machine)?;
     let tracker = machine
         .tracker(options.tracker)
-        .map_err(|e| crate::actors::tracker::describe(&e))?;
+        .map_err(|e| vmferry_protocol::errors::chain(&e))?;
     tracker.set_group_size(options.group);
     let (progress_sender, progress) = watch::channel(None);
     let (end_sender, ended) = oneshot::channel();

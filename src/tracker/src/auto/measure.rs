@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmferry_memory::GuestRam;
+use vmferry_protocol::errors::chain;
 use vmferry_protocol::{PAGE_SIZE, PageRange};
 
 use super::guest::TryGuest;
@@ -89,7 +90,7 @@ pub(super) fn all(sort: MachineSort) -> Vec<Measured> {
     };
     let measure = |&kind| Measured {
         kind,
-        cost: one(kind, &ram, &mut writer).map_err(|e| describe(&*e)),
+        cost: one(kind, &ram, &mut writer).map_err(|e| chain(&*e)),
     };
     kinds.iter().map(measure).collect()
 }
@@ -163,14 +164,4 @@ fn protect(tracker: &dyn DirtyTracker, sweep: Sweep) -> Result<(), TrackerError>
     }
     let mut pages = sweep.pages();
     pages.try_for_each(|page| tracker.protect(PageRange::new(page, 1)))
-}
-
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -17,6 +17,8 @@ pub(super) struct Show {
     bar: ProgressBar,
     /// One for the whole run, so that none is missed while nobody waits for it.
     interrupts: Mutex<Signal>,
+    /// `kill` asks for the same.
+    terminations: Mutex<Signal>,
 }
 
 impl Show {
@@ -32,12 +34,21 @@ impl Show {
             bar.set_style(style);
         }
         let interrupts = Mutex::new(signal(SignalKind::interrupt())?);
-        Ok(Self { bar, interrupts })
+        let terminations = Mutex::new(signal(SignalKind::terminate())?);
+        Ok(Self {
+            bar,
+            interrupts,
+            terminations,
+        })
     }
 
-    /// Resolves when Ctrl-C is pressed, or was since it last resolved. Safe to drop halfway.
+    /// Resolves when Ctrl-C is pressed or the process is told to end, or was since it last resolved. Safe to drop halfway.
     pub(super) async fn interrupted(&self) {
-        self.interrupts.lock().await.recv().await;
+        let wait = async |signal: &Mutex<Signal>| signal.lock().await.recv().await;
+        tokio::select! {
+            _ = wait(&self.interrupts) => {}
+            _ = wait(&self.terminations) => {}
+        }
     }
 
     /// Something has been done, or begins.
