@@ -6,7 +6,7 @@ use std::time::Duration;
 use vmferry_protocol::message::AbortCode;
 use vmferry_protocol::policy::Limits;
 use vmferry_protocol::source::Outcome;
-use vmferry_tests::sim::{Link, Report, Scenario, Writes, run};
+use vmferry_tests::sim::{Costs, Link, Report, Scenario, Writes, run};
 
 fn ok(scenario: &Scenario) -> Report {
     run(scenario).unwrap_or_else(|(violation, trace)| panic!("{violation}\n{trace}"))
@@ -182,4 +182,19 @@ fn an_idle_guest_on_a_long_link_is_not_asked_again_and_again() {
         ..scenario
     });
     assert_eq!(near_enough.source, Some(Outcome::Completed));
+}
+
+#[test]
+fn a_harvest_that_takes_long_is_not_taken_for_a_stall() {
+    let scenario = Scenario {
+        writes: Writes::Idle,
+        costs: Costs {
+            harvest: Duration::from_secs(40),
+            ..Costs::default()
+        },
+        // A final harvest comes in the pause.
+        pause_deadline: Duration::from_secs(100),
+        ..Scenario::default()
+    };
+    assert_eq!(ok(&scenario).source, Some(Outcome::Completed));
 }

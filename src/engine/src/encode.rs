@@ -95,15 +95,24 @@ impl Encoder {
         })
     }
 
-    /// Protects, reads and encodes the pages of `chunk`.
+    /// Protects the pages of `chunk`: writes from here on are in the next harvest. Comes before
+    /// [`Self::encode`], unless nothing will be written any more.
     ///
     /// # Errors
-    /// [`EncodeError`]; some pages may be protected by then.
-    pub fn encode(&mut self, chunk: &Chunk) -> Result<Encoded, EncodeError> {
-        let began = Instant::now();
+    /// [`EncodeError::Tracker`]; some pages may be protected by then.
+    pub fn protect(&self, chunk: &Chunk) -> Result<(), EncodeError> {
         for &range in &chunk.ranges {
             self.tracker.protect(range)?;
         }
+        Ok(())
+    }
+
+    /// Reads and encodes the pages of `chunk`.
+    ///
+    /// # Errors
+    /// [`EncodeError`].
+    pub fn encode(&mut self, chunk: &Chunk) -> Result<Encoded, EncodeError> {
+        let began = Instant::now();
         let mut pages = self.buffers.take(MAX_ENCODED);
         let (zero, data) = self.read(&chunk.ranges, &mut pages)?;
         let count = |ranges: &[PageRange]| ranges.iter().map(|r| r.count).sum::<u64>();

@@ -1,8 +1,10 @@
 //! Threads that work for a migration step back for vCPUs while the guest runs, and do not while it
-//! stands still: then everything waits for them.
+//! stands still: then everything waits for them. Nor do they while they hold what a writer of the
+//! guest may wait for.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// A thread's number in the kernel.
 type Tid = libc::pid_t;
@@ -11,14 +13,23 @@ type Tid = libc::pid_t;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Helpers {
     threads: Arc<Mutex<Vec<Tid>>>,
+    hurried: Arc<AtomicBool>,
 }
+
+/// How far helpers step back where they could not come forward again.
+const NICE: libc::c_int = 10;
 
 impl Helpers {
     /// The calling thread is one of them, and steps back.
     pub(crate) fn join(&self) {
         let thread = own_tid();
-        self.lock().push(thread);
-        set(thread, libc::SCHED_IDLE);
+        if can_return() {
+            self.lock().push(thread);
+            let _ = set(thread, libc::SCHED_IDLE);
+        } else {
+            // SAFETY: takes numbers; on Linux it changes the calling thread alone.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+        }
     }
 
     /// The calling thread is none of them any more.
@@ -29,14 +40,30 @@ impl Helpers {
 
     /// The guest stands still, or does not.
     pub(crate) fn hurry(&self, hurry: bool) {
+        self.hurried.store(hurry, Ordering::SeqCst);
         let policy = if hurry {
             libc::SCHED_OTHER
         } else {
             libc::SCHED_IDLE
         };
         for thread in self.lock().iter() {
-            set(*thread, policy);
+            let _ = set(*thread, policy);
         }
+    }
+
+    /// Does what somebody may wait for at ordinary priority. For helpers only.
+    pub(crate) fn undisturbed<T>(&self, f: impl FnOnce() -> T) -> T {
+        if !can_return() || self.hurried.load(Ordering::SeqCst) {
+            return f();
+        }
+        let _ = set(0, libc::SCHED_OTHER);
+        let result = f();
+        let _ = set(0, libc::SCHED_IDLE);
+        // It may have been said meanwhile, and been overwritten just now.
+        if self.hurried.load(Ordering::SeqCst) {
+            let _ = set(0, libc::SCHED_OTHER);
+        }
+        result
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Tid>> {
@@ -50,15 +77,26 @@ fn own_tid() -> Tid {
 }
 
 /// SCHED_IDLE (man sched): runs where nobody else wants to, and the kernel knows that whoever
-/// wakes up may have its processor. Leaving it needs CAP_SYS_NICE; without that the helpers stay
-/// as they are, and are slower where other guests want every processor.
-fn set(thread: Tid, policy: libc::c_int) {
+/// wakes up may have its processor. 0 is the calling thread.
+fn set(thread: Tid, policy: libc::c_int) -> io::Result<()> {
     let none = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameter outlives the call, which changes a thread's scheduling only.
-    if unsafe { libc::sched_setscheduler(thread, policy, &raw const none) } != 0 {
-        let error = io::Error::last_os_error();
-        tracing::debug!(%error, policy, "a thread's scheduling stays as it is");
+    match unsafe { libc::sched_setscheduler(thread, policy, &raw const none) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whether this process may leave SCHED_IDLE again, which needs CAP_SYS_NICE or a limit that
+/// allows it. Found out once, by a thread that has nothing else to do.
+fn can_return() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    *CAN.get_or_init(|| {
+        let there_and_back =
+            || set(0, libc::SCHED_IDLE).is_ok() && set(0, libc::SCHED_OTHER).is_ok();
+        let tried = std::thread::spawn(there_and_back).join();
+        tried.unwrap_or(false)
+    })
 }
 
 #[cfg(test)]
@@ -77,16 +115,26 @@ mod tests {
         let thread = std::thread::spawn(move || {
             helpers.join();
             let back = own_policy();
+            let undisturbed = helpers.undisturbed(own_policy);
+            assert_eq!(own_policy(), back);
             helpers.hurry(true);
             let hurried = own_policy();
+            assert_eq!(helpers.undisturbed(own_policy), hurried);
             helpers.leave();
             assert!(helpers.lock().is_empty());
-            (back, hurried)
+            (back, undisturbed, hurried)
         });
-        let (back, hurried) = thread.join().unwrap();
-        assert_eq!(back, libc::SCHED_IDLE);
-        let may_stay = [libc::SCHED_OTHER, libc::SCHED_IDLE];
-        assert!(may_stay.contains(&hurried), "{hurried}");
+        let (back, undisturbed, hurried) = thread.join().unwrap();
+        let idle = if can_return() {
+            libc::SCHED_IDLE
+        } else {
+            libc::SCHED_OTHER
+        };
+        assert_eq!(back, idle);
+        assert_eq!(
+            (undisturbed, hurried),
+            (libc::SCHED_OTHER, libc::SCHED_OTHER)
+        );
         assert_eq!(own_policy(), before, "only the helper");
     }
 }

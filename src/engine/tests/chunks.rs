@@ -81,6 +81,7 @@ fn encoder(ram: &Arc<GuestRam>, codec: CodecSpec) -> Encoder {
 }
 
 fn frame_of(encoder: &mut Encoder, chunk: &Chunk) -> Frame {
+    encoder.protect(chunk).unwrap();
     match encoder.encode(chunk).unwrap() {
         Encoded::Frame(frame) => frame,
         Encoded::Unchanged(_) => panic!("nothing is compared here"),

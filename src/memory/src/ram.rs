@@ -1,6 +1,7 @@
 //! [`GuestRam`]: the regions of a VM's memory, with checked access by guest page.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use thiserror::Error;
@@ -89,6 +90,8 @@ pub struct GuestRam {
     memory: GuestMemory,
     regions: Vec<RamRegion>,
     bytes: u64,
+    /// For each region a bit a page: it existed when somebody looked.
+    seen: Vec<Vec<AtomicU64>>,
     pagemap: OnceLock<(Pagemap, PopulatedSource)>,
     _mappings: Vec<Mapping>,
 }
@@ -117,8 +120,10 @@ impl GuestRam {
         }
         let memory = GuestMemory::from_arc_regions(parts)
             .map_err(|e| MemoryError::Regions(e.to_string()))?;
+        let words = |pages: u64| (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         Ok(Self {
             memory,
+            seen: regions.iter().map(|r| words(r.range.count)).collect(),
             regions,
             bytes,
             pagemap: OnceLock::new(),
@@ -205,6 +210,34 @@ impl GuestRam {
                 PopulatedSource::PagemapFile => pagemap.read_present(region.hva, end, emit),
             }
             .map_err(MemoryError::Pagemap)?;
+        }
+        Ok(())
+    }
+
+    /// Calls `found` for every run of pages that exist, or that existed at an earlier call, in
+    /// ascending order. A page that was written can become the shared zero page without another
+    /// write (same-page merging, the shrinker of huge pages): whoever was told of it must be told
+    /// again.
+    ///
+    /// # Errors
+    /// [`MemoryError::Pagemap`].
+    pub fn ever_populated(&self, mut found: impl FnMut(PageRange)) -> Result<(), MemoryError> {
+        self.populated(|run| {
+            let Ok(region) = self.region_of(run) else {
+                return;
+            };
+            let base = self.regions[region].range.start;
+            for gfn in run.frames() {
+                let at = gfn - base;
+                let word = &self.seen[region][(at / 64) as usize];
+                word.fetch_or(1 << (at % 64), Ordering::Relaxed);
+            }
+        })?;
+        for (region, seen) in self.regions.iter().zip(&self.seen) {
+            let words: Vec<u64> = seen.iter().map(|w| w.load(Ordering::Relaxed)).collect();
+            for_each_run(&words, |start, count| {
+                found(PageRange::new(region.range.start + start, count));
+            });
         }
         Ok(())
     }
@@ -338,6 +371,25 @@ mod tests {
         let runs = populated(&ram);
         assert!(runs.iter().any(|r| r.contains(512)), "{runs:?}");
         assert!(runs.iter().all(|r| !r.contains(0) && !r.contains(1024)));
+    }
+
+    #[test]
+    fn a_page_that_existed_is_told_again_when_it_is_gone() {
+        let ram = GuestRam::new(64 << 20).unwrap();
+        let page = PageRange::new(600, 1);
+        ram.copy_in(page, &[7; 4096]).unwrap();
+        let ever = || {
+            let mut runs = Vec::new();
+            ram.ever_populated(|r| runs.push(r)).unwrap();
+            runs.iter().any(|r| r.contains(600))
+        };
+        assert!(ever());
+        let hva = ram.hva(PageRange::new(512, 512)).unwrap();
+        // SAFETY: the pages are this test's own RAM, and nothing points into them.
+        let rc = unsafe { libc::madvise(hva as *mut libc::c_void, 2 << 20, libc::MADV_DONTNEED) };
+        assert_eq!(rc, 0);
+        assert!(populated(&ram).iter().all(|r| !r.contains(600)));
+        assert!(ever());
     }
 
     #[test]

@@ -182,7 +182,9 @@ pub fn decide(input: &PolicyInput, limits: &Limits) -> Weighed {
 /// How fast writers may go on, where they may be slowed down further: at first so that the
 /// remainder halves with each pass, then half as fast each time.
 fn slow_down(input: &PolicyInput, limits: &Limits) -> Option<u64> {
-    if !input.can_throttle || limits.throttle_pct == 0 {
+    // Where the link itself is too long, fewer changed pages do not help.
+    let helps = input.fixed <= limits.max_blackout && input.throughput.is_some();
+    if !input.can_throttle || limits.throttle_pct == 0 || !helps {
         return None;
     }
     let next = match input.throttled {
@@ -320,6 +322,14 @@ mod tests {
             panic!("goes on for ever");
         };
         assert!(why.contains("takes 500 ms on this link"), "{why}");
+        let limits = Limits {
+            throttle_pct: 90,
+            ..Limits::default()
+        };
+        assert!(matches!(
+            decide(&far, &limits).decision,
+            Decision::GiveUp(_)
+        ));
     }
 
     #[test]

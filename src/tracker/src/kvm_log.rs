@@ -100,7 +100,7 @@ impl DirtyTracker for KvmLog {
             dirty.push(log);
         }
         let (mut pages, mut notifications) = (0, 0);
-        self.ram.populated(|run| {
+        self.ram.ever_populated(|run| {
             let Ok(region) = self.ram.region_of(run) else {
                 return;
             };

@@ -122,6 +122,9 @@ impl Vm {
             },
             Request::Workload(WorkloadCommand::Verify) => {
                 let machine = self.the_machine()?;
+                if machine.state() != MachineState::Running {
+                    return Err("the guest does not run, so it cannot verify its memory".to_owned());
+                }
                 let recorder = machine
                     .workload()
                     .ok_or("this machine does not run the built-in workload")?;

@@ -34,17 +34,27 @@ impl Actor for Compressor {
 /// Make a frame of this chunk, and give it to the page streams.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(crate) struct Encode(pub(crate) Chunk);
+pub(crate) struct Encode {
+    pub(crate) chunk: Chunk,
+    /// Writes may come later, and must be noticed.
+    pub(crate) protect: bool,
+}
 
 impl Handler<Encode> for Compressor {
     type Result = ();
 
-    fn handle(&mut self, Encode(chunk): Encode, _: &mut SyncContext<Self>) {
+    fn handle(&mut self, Encode { chunk, protect }: Encode, _: &mut SyncContext<Self>) {
         // After an abort nothing is protected any more: nobody would take it off again.
         let Some(_guard) = self.live.guard() else {
             return;
         };
-        match self.encoder.encode(&chunk) {
+        let protected = if protect {
+            // A writer may wait for the same lock.
+            self.helpers.undisturbed(|| self.encoder.protect(&chunk))
+        } else {
+            Ok(())
+        };
+        match protected.and_then(|()| self.encoder.encode(&chunk)) {
             Ok(Encoded::Unchanged(stats)) => {
                 self.owner.do_send(Told(SourceEvent::ChunkUnchanged(stats)));
             }

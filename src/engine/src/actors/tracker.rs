@@ -50,6 +50,8 @@ impl Actor for Tracker {
 pub(crate) struct Harvest {
     /// The pass that begins, and how the last one went; its pages are found by the harvest.
     pub(crate) facts: PassFacts,
+    /// The guest stands still: nothing will be protected any more.
+    pub(crate) last: bool,
 }
 
 /// End tracking.
@@ -60,7 +62,7 @@ pub(crate) struct StopTracking;
 impl Handler<Harvest> for Tracker {
     type Result = ();
 
-    fn handle(&mut self, Harvest { mut facts }: Harvest, _: &mut SyncContext<Self>) {
+    fn handle(&mut self, Harvest { mut facts, last }: Harvest, _: &mut SyncContext<Self>) {
         if self.live.guard().is_none() {
             return;
         }
@@ -71,7 +73,9 @@ impl Handler<Harvest> for Tracker {
             }
             let stats = self.tracker.harvest(&mut |run| dirty.insert(run))?;
             facts.pages = stats.pages;
-            self.tracker.next_pass(&facts);
+            if !last {
+                self.tracker.next_pass(&facts);
+            }
             Ok::<_, TrackerError>(stats)
         };
         self.owner.do_send(Told(match harvest() {

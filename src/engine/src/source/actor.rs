@@ -36,7 +36,7 @@ use crate::priority::Helpers;
 use crate::run_delay::vcpu_run_delay;
 
 /// Costs of a switchover beside pages and round trips, as reckoned before any was measured.
-const FIXED_COST: Duration = Duration::from_millis(5);
+const FIXED_COST: Duration = Duration::from_millis(3);
 /// The guest stands still for at most so many times the blackout that is accepted, and a while.
 const PAUSE_FACTOR: u32 = 4;
 const PAUSE_AT_LEAST: Duration = Duration::from_secs(5);
@@ -243,9 +243,14 @@ impl Migration {
             SourceOutput::Send(message) => team.transport.do_send(Say(message)),
             SourceOutput::Harvest { pass } => {
                 let facts = self.facts(pass);
-                team.tracker.do_send(Harvest { facts });
+                let last = self.run_delay_at_pause.is_some();
+                team.tracker.do_send(Harvest { facts, last });
             }
-            SourceOutput::SendChunk(chunk) => team.compressors.do_send(Encode(chunk)),
+            SourceOutput::SendChunk(chunk) => {
+                // In the pause nothing is written any more; should it be aborted, tracking ends.
+                let protect = self.run_delay_at_pause.is_none();
+                team.compressors.do_send(Encode { chunk, protect });
+            }
             SourceOutput::Throttle { pages_per_second } => {
                 let throttle = pages_per_second.map(|pages_per_second| Throttle {
                     pages_per_second,

@@ -50,6 +50,7 @@ impl Source {
         }
         self.pending.add(&dirty);
         self.stats.harvested(dirty.len(), pages - dirty.len());
+        self.last_progress = now;
         self.state = State::Sending;
         let (pass, pages) = (self.pass, dirty.len());
         self.send(Message::PassBegin { pass, pages });

@@ -61,7 +61,7 @@ pub struct PassStats {
     pub pages_zero: u64,
     /// Pages left out, as the destination has them.
     pub pages_unchanged: u64,
-    /// Time to protect, read and compare pages, summed over all threads.
+    /// Time to read and compare pages, summed over all threads.
     pub read: Duration,
     /// Pages that change all the time, left for the end.
     pub pages_deferred: u64,

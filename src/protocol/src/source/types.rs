@@ -110,7 +110,7 @@ pub struct ChunkStats {
     pub pages_zero: u64,
     /// Pages left out, as the destination has them.
     pub pages_unchanged: u64,
-    /// Time to protect, read and compare the pages.
+    /// Time to read and compare the pages.
     pub read: Duration,
 }
 

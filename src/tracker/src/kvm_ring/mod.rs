@@ -78,7 +78,7 @@ impl DirtyTracker for KvmRing {
         written.set_vmm_writes(&self.ram);
         let mut pages = 0;
         let mut wrong = None;
-        self.ram.populated(|run| {
+        self.ram.ever_populated(|run| {
             let each = |run: PageRange| {
                 pages += run.count;
                 found(run);

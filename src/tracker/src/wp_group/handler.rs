@@ -3,7 +3,7 @@
 //! only when it ends.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -66,6 +66,8 @@ pub(super) struct Shared {
     pub(super) grow: bool,
     /// Read by the thread when it is woken.
     pub(super) throttle: Mutex<Option<Throttle>>,
+    /// Protection is being taken off: faults read before need no answer.
+    pub(super) ending: AtomicBool,
 }
 
 impl Shared {
@@ -78,7 +80,7 @@ impl Shared {
         }
     }
 
-    fn answer(&self, address: usize) -> Result<(), ArmError> {
+    fn answer(&self, address: usize, grow: bool) -> Result<(), ArmError> {
         let began = Instant::now();
         let Some(region) = self.region(address) else {
             return Ok(());
@@ -88,7 +90,7 @@ impl Shared {
             let (start, len) = span(region, group);
             self.uffd.release(start, len)
         };
-        let pages = self.groups.fault(gfn, self.grow, release)?;
+        let pages = self.groups.fault(gfn, self.grow && grow, release)?;
         // Another writer's fault may have released it already.
         if pages > 0 {
             self.costs.add(pages, began.elapsed());
@@ -162,6 +164,7 @@ impl Handler {
 impl Drop for Handler {
     fn drop(&mut self) {
         // First nobody waits for the thread any more, then it ends.
+        self.shared.ending.store(true, Ordering::Release);
         self.shared.let_go();
         drop(self.wake.take());
         if let Some(thread) = self.thread.take() {
@@ -176,6 +179,7 @@ struct LetGo<'a>(&'a Shared);
 impl Drop for LetGo<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            self.0.groups.lose();
             self.0.let_go();
         }
     }
@@ -254,7 +258,7 @@ impl Server<'_> {
                     since: now,
                     due,
                 });
-            } else if let Err(error) = shared.answer(address) {
+            } else if let Err(error) = shared.answer(address, !pace.is_set()) {
                 failed = Some(error);
             }
         });
@@ -276,7 +280,8 @@ impl Server<'_> {
                 .costs
                 .throttled_ns
                 .fetch_add(waited, Ordering::Relaxed);
-            self.shared.answer(address)?;
+            // What a writer has waited for is what it gets.
+            self.shared.answer(address, !self.pace.is_set())?;
         }
         Ok(())
     }
@@ -300,6 +305,9 @@ fn serve(shared: &Shared, woken: &PipeReader) {
             Err(ArmError::Kernel(error)) => error,
             Err(ArmError::Memory(error)) => io::Error::other(error),
         };
+        if shared.ending.load(Ordering::Acquire) {
+            break;
+        }
         shared.groups.lose();
         shared.let_go();
         tracing::error!(%error, "write faults cannot be answered: all RAM counts as written");

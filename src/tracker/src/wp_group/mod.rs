@@ -16,7 +16,7 @@ mod pace;
 pub mod policy;
 
 use std::io;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -134,6 +134,7 @@ impl DirtyTracker for WpGroup {
             costs: self.costs.clone(),
             grow: self.size() == GroupSize::Auto,
             throttle: Mutex::new(None),
+            ending: AtomicBool::new(false),
         });
         self.costs.reset();
         *self.active() = Some(Active {
@@ -151,7 +152,7 @@ impl DirtyTracker for WpGroup {
         self.groups.begin_pass();
         let mut pages = 0;
         let mut wrong = None;
-        self.ram.populated(|run| {
+        self.ram.ever_populated(|run| {
             let each = |run: PageRange| {
                 pages += run.count;
                 found(run);

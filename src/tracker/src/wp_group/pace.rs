@@ -15,6 +15,7 @@ const WRITERS: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     throttle: Option<Throttle>,
+    since: Duration,
     /// When the pages released so far will have been allowed.
     free_at: Duration,
     /// Writers by thread, and when each was last let go.
@@ -32,6 +33,7 @@ impl Pace {
 
     pub(super) fn set(&mut self, throttle: Option<Throttle>, now: Duration) {
         self.throttle = throttle.filter(|t| t.pages_per_second > 0);
+        self.since = now;
         self.free_at = now;
         self.writers.clear();
     }
@@ -47,19 +49,19 @@ impl Pace {
         };
         let price = Duration::from_secs_f64(pages as f64 / throttle.pages_per_second as f64);
         let mut due = self.free_at.max(now);
-        if let Some(let_go) = self.let_go(writer) {
-            let ran = now.saturating_sub(let_go);
-            let share = u32::from(throttle.most_pct.min(99));
-            due = due.min(now + ran * share / (100 - share));
-        }
+        let ran = now.saturating_sub(self.let_go(writer));
+        let share = u32::from(throttle.most_pct.min(99));
+        due = due.min(now + ran * share / (100 - share));
         self.free_at = due + price;
         self.note(writer, due);
         due
     }
 
-    fn let_go(&self, writer: u32) -> Option<Duration> {
+    /// When `writer` was last let go; one that has not waited yet has run since the throttle was
+    /// set, as far as is known.
+    fn let_go(&self, writer: u32) -> Duration {
         let known = self.writers.iter().find(|(w, _)| *w == writer);
-        known.map(|(_, at)| *at)
+        known.map_or(self.since, |(_, at)| *at)
     }
 
     fn note(&mut self, writer: u32, at: Duration) {
@@ -118,6 +120,15 @@ mod tests {
             let due = pace.due(now, 7, 512);
             assert_eq!(due - now, 8 * MS);
             now = due;
+        }
+    }
+
+    #[test]
+    fn writers_that_come_for_the_first_time_do_not_pay_for_each_other() {
+        let mut pace = pace(256, 90);
+        let now = 10 * MS;
+        for writer in 0..8 {
+            assert!(pace.due(now, writer, 512) <= now + 90 * MS, "{writer}");
         }
     }
 

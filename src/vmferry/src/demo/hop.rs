@@ -25,6 +25,8 @@ pub(super) struct Hop {
 }
 
 const SECOND_NS: u64 = 1_000_000_000;
+/// How long a destination may take to notice that nothing will come: its silence, and a little.
+const UNTOLD: Duration = Duration::from_secs(15);
 
 /// Moves the guest, if it can be moved.
 pub(super) async fn hop(
@@ -79,8 +81,15 @@ pub(super) async fn hop(
         // It may never have heard of the source; where it has, it has ended or soon will.
         let _ = to.call(Request::Cancel).await;
     }
-    let (resumed_ns, extra) = arrival(to, show).await?;
-    report.peak_extra_rss_destination_bytes = Some(extra);
+    let (resumed_ns, extra) = if report.outcome == ReportOutcome::Completed {
+        arrival(to, show).await?
+    } else {
+        // One that is prepared and was never told waits for an operator, and not the demo for it.
+        tokio::time::timeout(UNTOLD, arrival(to, show))
+            .await
+            .unwrap_or(Ok((None, None)))?
+    };
+    report.peak_extra_rss_destination_bytes = extra;
     let mut backward = false;
     if let (ReportOutcome::Completed, Some(pause_ns), Some(resume_ns)) =
         (report.outcome, pause_ns, resumed_ns)
@@ -129,22 +138,25 @@ async fn departure(from: &mut Host, show: &Show) -> Result<Migrated, DemoError> 
         match event {
             Event::Progress(line) => show.progress(&line),
             Event::Migrated(end) => return Ok(*end),
-            // Told by its state at the end, as the migration fails by it.
-            Event::GuestEnded { detail, .. } => show.step(&format!("the guest ended: {detail}")),
+            // The migration fails by it, or ends before it has noticed: then this is why.
+            Event::GuestEnded { crashed, detail } => {
+                let how = if crashed { "crashed" } else { "stopped" };
+                return Err(DemoError::GuestEnded { how, detail });
+            }
             _ => {}
         }
     }
 }
 
 /// When the guest ran again at the destination, if it arrived; and the memory that took.
-async fn arrival(to: &mut Host, show: &Show) -> Result<(Option<u64>, u64), DemoError> {
+async fn arrival(to: &mut Host, show: &Show) -> Result<(Option<u64>, Option<u64>), DemoError> {
     super::until(to, show, |event| match event {
         Event::Received {
             completed,
             resumed_ns,
             peak_extra_rss_bytes,
             ..
-        } => Some((resumed_ns.filter(|_| completed), peak_extra_rss_bytes)),
+        } => Some((resumed_ns.filter(|_| completed), Some(peak_extra_rss_bytes))),
         _ => None,
     })
     .await
