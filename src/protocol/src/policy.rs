@@ -21,7 +21,8 @@ pub struct Limits {
     pub max_passes: u32,
     /// Passes in a row that may fail to shrink the remainder before something else is tried.
     pub patience: u32,
-    /// How much of a writer's time it may be made to wait, in per cent; 0: never.
+    /// How much of a writer's time it may be made to wait, in per cent; 0: never, 100: as much as
+    /// it takes.
     pub throttle_pct: u8,
 }
 

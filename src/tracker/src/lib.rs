@@ -169,7 +169,7 @@ pub struct NotificationCosts {
 pub struct Throttle {
     /// Pages that all writers together may make writable in a second.
     pub pages_per_second: u64,
-    /// Most of a writer's time that it is made to wait, in per cent, below 100.
+    /// Most of a writer's time that it is made to wait, in per cent; 100: as much as it takes.
     pub most_pct: u8,
 }
 

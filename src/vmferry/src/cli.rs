@@ -198,8 +198,8 @@ fn group(text: &str) -> Result<String, String> {
         .map_err(|e| e.to_string())
 }
 
-/// `on`: enough to stop nearly every writer.
-const THROTTLE_ON: u8 = 95;
+/// `on`: as much as it takes.
+const THROTTLE_ON: u8 = 100;
 
 fn throttle(text: &str) -> Result<u8, String> {
     match text {

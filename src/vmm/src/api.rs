@@ -114,7 +114,8 @@ pub struct MigrateOptions {
     pub tracker: String,
     /// As `--group`.
     pub group: String,
-    /// How much of a writer's time it may be made to wait, in per cent; 0: never.
+    /// How much of a writer's time it may be made to wait, in per cent; 0: never, 100: as much
+    /// as it takes.
     pub throttle_pct: u8,
     /// Fewest passes before the pause.
     pub min_passes: u32,

@@ -77,7 +77,7 @@ pub(crate) async fn leave(
         group: asked.group.parse::<GroupSize>().map_err(|e| chain(&e))?,
         limits: Limits {
             max_blackout,
-            throttle_pct: asked.throttle_pct.min(99),
+            throttle_pct: asked.throttle_pct.min(100),
             min_passes: asked.min_passes,
             ..Limits::default()
         },
