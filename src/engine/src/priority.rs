@@ -1,10 +1,12 @@
 //! Threads that work for a migration step back for vCPUs while the guest runs, and do not while it
 //! stands still: then everything waits for them. Nor do they while they hold what a writer of the
-//! guest may wait for.
+//! guest may wait for, nor for ever: where no processor is ever idle, a migration that only takes
+//! what is left over would not end, and they take a small share.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A thread's number in the kernel.
 type Tid = libc::pid_t;
@@ -16,19 +18,22 @@ pub(crate) struct Helpers {
     hurried: Arc<AtomicBool>,
 }
 
-/// How far helpers step back where they could not come forward again.
-const NICE: libc::c_int = 10;
+/// How far helpers step back where they take a share: about a quarter of a processor that a vCPU
+/// wants, too.
+const NICE: libc::c_int = 5;
+/// Work that takes longer than this, and ran for less than a tenth of it, was starved.
+const STARVED: Duration = Duration::from_millis(20);
+const RAN_AT_LEAST: u32 = 10;
 
 impl Helpers {
     /// The calling thread is one of them, and steps back.
     pub(crate) fn join(&self) {
         let thread = own_tid();
+        // SAFETY: takes numbers; on Linux it changes the calling thread alone.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
         if can_return() {
             self.lock().push(thread);
             let _ = set(thread, libc::SCHED_IDLE);
-        } else {
-            // SAFETY: takes numbers; on Linux it changes the calling thread alone.
-            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
         }
     }
 
@@ -51,6 +56,24 @@ impl Helpers {
         }
     }
 
+    /// Does a piece of work. Where it had to wait for a processor for nearly all of its time, no
+    /// helper waits for idle ones any more.
+    pub(crate) fn work<T>(&self, f: impl FnOnce() -> T) -> T {
+        let (began, ran) = (Instant::now(), own_cpu_time());
+        let result = f();
+        let took = began.elapsed();
+        let ran = own_cpu_time().saturating_sub(ran);
+        if starved(took, ran) && !self.hurried.load(Ordering::SeqCst) {
+            tracing::info!(
+                ?took,
+                ?ran,
+                "no processor is idle: compressors take a share"
+            );
+            self.hurry(true);
+        }
+        result
+    }
+
     /// Does what somebody may wait for at ordinary priority. For helpers only.
     pub(crate) fn undisturbed<T>(&self, f: impl FnOnce() -> T) -> T {
         if !can_return() || self.hurried.load(Ordering::SeqCst) {
@@ -69,6 +92,21 @@ impl Helpers {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Tid>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn starved(took: Duration, ran: Duration) -> bool {
+    took > STARVED && ran * RAN_AT_LEAST < took
+}
+
+/// Time that the calling thread has run.
+fn own_cpu_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` outlives the call, and this clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn own_tid() -> Tid {
@@ -106,6 +144,17 @@ mod tests {
     fn own_policy() -> libc::c_int {
         // SAFETY: asks about the calling thread.
         unsafe { libc::sched_getscheduler(0) }
+    }
+
+    #[test]
+    fn work_that_waited_for_nearly_all_of_its_time_was_starved() {
+        let ms = Duration::from_millis;
+        assert!(starved(ms(100), ms(5)));
+        assert!(!starved(ms(100), ms(50)) && !starved(ms(15), ms(0)));
+        let helpers = Helpers::default();
+        assert_eq!(helpers.work(|| 7), 7);
+        helpers.work(|| std::thread::sleep(STARVED * 2));
+        assert!(helpers.hurried.load(Ordering::SeqCst));
     }
 
     #[test]

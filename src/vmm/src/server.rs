@@ -59,13 +59,16 @@ pub(crate) async fn serve(
     }
 }
 
+/// Lines that a client may leave unread before events wait for it, and are missed in the end.
+const LINES_WAITING: usize = 256;
+
 async fn connection(
     stream: UnixStream,
     asked: mpsc::Sender<Asked>,
     events: broadcast::Sender<Event>,
 ) {
     let (read, mut write) = stream.into_split();
-    let (lines, mut to_write) = mpsc::unbounded_channel::<Line>();
+    let (lines, mut to_write) = mpsc::channel::<Line>(LINES_WAITING);
     let writer = tokio::spawn(async move {
         while let Some(line) = to_write.recv().await {
             let Ok(mut bytes) = serde_json::to_vec(&line) else {
@@ -94,7 +97,7 @@ async fn connection(
                 // Whoever waits for an answer to that number is to have one.
                 let id =
                     serde_json::from_slice(&buffer).map_or(0, |numbered: Numbered| numbered.id);
-                let _ = lines.send(Line::Error { id, message });
+                let _ = lines.send(Line::Error { id, message }).await;
                 continue;
             }
         };
@@ -102,10 +105,8 @@ async fn connection(
             forwarder
                 .get_or_insert_with(|| tokio::spawn(forward(events.subscribe(), lines.clone())));
             let answer = Answer::Done;
-            let _ = lines.send(Line::Answer {
-                id: call.id,
-                answer,
-            });
+            let id = call.id;
+            let _ = lines.send(Line::Answer { id, answer }).await;
             continue;
         }
         let (answer, answered) = oneshot::channel();
@@ -116,7 +117,7 @@ async fn connection(
         let lines = lines.clone();
         // A long request must not keep the next one (a cancel) from being read.
         tokio::spawn(async move {
-            let _ = lines.send(match answered.await {
+            let line = match answered.await {
                 Ok(Ok(answer)) => Line::Answer {
                     id: call.id,
                     answer,
@@ -129,7 +130,8 @@ async fn connection(
                     id: call.id,
                     message: "the VM process is ending".to_owned(),
                 },
-            });
+            };
+            let _ = lines.send(line).await;
         });
     }
     if let Some(task) = forwarder {
@@ -139,11 +141,11 @@ async fn connection(
     let _ = writer.await;
 }
 
-async fn forward(mut events: broadcast::Receiver<Event>, lines: mpsc::UnboundedSender<Line>) {
+async fn forward(mut events: broadcast::Receiver<Event>, lines: mpsc::Sender<Line>) {
     loop {
         match events.recv().await {
             Ok(event) => {
-                if lines.send(Line::Event(event)).is_err() {
+                if lines.send(Line::Event(event)).await.is_err() {
                     return;
                 }
             }

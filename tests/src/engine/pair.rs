@@ -18,6 +18,7 @@ use vmferry_machine::{
 };
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::message::VmShape;
+use vmferry_protocol::policy::Limits;
 use vmferry_protocol::source::Outcome;
 use vmferry_tracker::auto::{self, MachineSort};
 use vmferry_transports::keys::Authority;
@@ -343,6 +344,11 @@ pub async fn begin_after(
     let options = SourceOptions {
         streams: plan.streams,
         codec: plan.codec,
+        // On a busy machine the pause may be long; that is not what these tests are about.
+        limits: Limits {
+            max_blackout: Duration::from_secs(20),
+            ..Limits::default()
+        },
         silence: plan.silence,
         reconnect_for: plan.reconnect_for,
         ..SourceOptions::new(migration, token, tracker)

@@ -54,7 +54,8 @@ impl Handler<Encode> for Compressor {
         } else {
             Ok(())
         };
-        match protected.and_then(|()| self.encoder.encode(&chunk)) {
+        let encoded = protected.and_then(|()| self.helpers.work(|| self.encoder.encode(&chunk)));
+        match encoded {
             Ok(Encoded::Unchanged(stats)) => {
                 self.owner.do_send(Told(SourceEvent::ChunkUnchanged(stats)));
             }

@@ -53,6 +53,8 @@ pub(crate) fn demo(words: &str) -> Ran {
         ("--ws-mib", "--ws-mib=16"),
         ("--fill-mib", "--fill-mib=64"),
         ("--warm-up", "--warm-up=100ms"),
+        // How long a pause is on a busy machine is not what these tests are about.
+        ("--max-blackout", "--max-blackout=20s"),
     ] {
         if !words.contains(option) {
             args.push(quick);
