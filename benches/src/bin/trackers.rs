@@ -14,7 +14,7 @@ use vmferry_benches::demo::{Demo, median, number};
 use vmferry_benches::plot::{Bar, bars};
 
 /// Trackers that are compared; the first is the one that the bars are about.
-const TRACKERS: [&str; 3] = ["wp-group", "kvm-log", "wp-async"];
+const TRACKERS: [&str; 5] = ["wp-group", "kvm-log", "kvm-ring", "wp-async", "auto"];
 /// Work that `wp-group` may cost, as a share of what `kvm-log` costs.
 const OF_KVM_LOG: f64 = 1.0 / 20.0;
 /// Speed that a guest may lose in pre-copy, in per cent.

@@ -19,6 +19,7 @@ mod priority;
 pub mod report;
 mod run_delay;
 pub mod source;
+mod steer;
 
 pub use apply::{ApplyError, RamWriter, Scratch, read_chunk};
 pub use buffers::Buffers;

@@ -6,7 +6,8 @@
 use std::fs;
 use std::time::Duration;
 
-const NAMED: &str = "vcpu";
+/// What the names of vCPU threads begin with.
+pub(crate) const NAMED: &str = "vcpu";
 
 /// Time that all vCPU threads of this process have waited, summed; zero where the kernel does not
 /// tell.

@@ -71,7 +71,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
 }
 
 /// How far the threads that encrypt and carry pages step back for vCPUs.
-const NICE: i32 = 5;
+const NICE: i32 = 10;
 
 /// The calling thread runs after vCPUs that want the same processor.
 fn step_back() {

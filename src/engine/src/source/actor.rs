@@ -34,6 +34,7 @@ use crate::fingerprints::{Fingerprints, KEY_BYTES};
 use crate::meter::Meter;
 use crate::priority::Helpers;
 use crate::run_delay::vcpu_run_delay;
+use crate::steer::Steering;
 
 /// Costs of a switchover beside pages and round trips, as reckoned before any was measured.
 const FIXED_COST: Duration = Duration::from_millis(3);
@@ -66,6 +67,7 @@ pub(crate) struct Migration {
     timer: Option<SpawnHandle>,
     meter: Meter,
     helpers: Helpers,
+    steering: Steering,
     run_delay_before: Duration,
     run_delay_at_pause: Option<Duration>,
     progress: watch::Sender<Option<LiveProgress>>,
@@ -150,6 +152,7 @@ impl Migration {
             timer: None,
             meter,
             helpers: Helpers::default(),
+            steering: Steering::start(),
             run_delay_before: vcpu_run_delay(),
             run_delay_at_pause: None,
             progress,
@@ -263,6 +266,7 @@ impl Migration {
                 // Now, and not while the guest stands still.
                 self.run_delay_at_pause = Some(vcpu_run_delay());
                 self.helpers.hurry(true);
+                self.steering.stop();
                 team.hands.do_send(Do::Pause(machine));
             }
             // This machine has no storage whose jobs could be in flight.

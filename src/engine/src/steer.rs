@@ -1,0 +1,279 @@
+//! Keeps the threads of a migration off the processors on which vCPUs run, while there are others.
+//!
+//! A thread that wakes up often (page streams, encryption) is put on a processor by the kernel
+//! within microseconds, wherever it ran last, and a vCPU that runs there waits for it. Priorities
+//! shorten that wait, they do not avoid it. So while the guest runs, every thread that is not a
+//! vCPU's is kept to the processors that no busy vCPU of this process has used of late; where
+//! none is left, all may run everywhere, and priorities decide ([`crate::priority`]).
+//!
+//! Each thread's own affinity, as the operator or systemd set it, is never widened, and comes back
+//! at the end.
+
+use std::collections::HashMap;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
+
+use crate::run_delay::NAMED;
+
+const EVERY: Duration = Duration::from_millis(50);
+/// A vCPU that ran for at least one part in so many of the time is busy.
+const BUSY: u32 = 4;
+/// The thread that answers write faults: the vCPU that waits for it has left its processor.
+const ANSWERS: &str = "write-faults";
+
+/// Steers from its start until it is stopped or dropped.
+#[derive(Debug)]
+pub(crate) struct Steering {
+    stopped: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Steering {
+    /// Begins.
+    pub(crate) fn start() -> Self {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let here = stopped.clone();
+        let steer = move || {
+            let mut threads = Threads::of(NAMED);
+            while !here.load(Ordering::Acquire) {
+                threads.look();
+                std::thread::park_timeout(EVERY);
+            }
+            threads.release();
+        };
+        let thread = std::thread::Builder::new()
+            .name("steering".to_owned())
+            .stack_size(128 << 10)
+            .spawn(steer)
+            .ok();
+        Self { stopped, thread }
+    }
+
+    /// Every thread may run again where it might before. Soon, and without waiting for it.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
+    }
+}
+
+impl Drop for Steering {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What is known of a thread.
+enum Known {
+    Vcpu {
+        ran: Duration,
+        seen: Instant,
+    },
+    /// Is left where it is.
+    Alone,
+    Steered {
+        own: CpuSet,
+    },
+}
+
+struct Threads {
+    /// What the names of vCPU threads begin with.
+    vcpus: &'static str,
+    known: HashMap<i32, Known>,
+    busy: Vec<usize>,
+}
+
+impl Threads {
+    fn of(vcpus: &'static str) -> Self {
+        Self {
+            vcpus,
+            known: HashMap::new(),
+            busy: Vec::new(),
+        }
+    }
+
+    /// Looks where vCPUs run, and moves the others away.
+    fn look(&mut self) {
+        let now = numbers();
+        self.known.retain(|tid, _| now.contains(tid));
+        let mut busy = Vec::new();
+        let mut new = Vec::new();
+        for tid in now {
+            match self.known.get_mut(&tid) {
+                Some(Known::Vcpu { ran, seen }) => {
+                    let at = Instant::now();
+                    let Some((runs, processor)) = ran_and_where(tid) else {
+                        continue;
+                    };
+                    let (ran_now, passed) = (runs.saturating_sub(*ran), at - *seen);
+                    (*ran, *seen) = (runs, at);
+                    if ran_now * BUSY >= passed {
+                        busy.push(processor);
+                    }
+                }
+                Some(_) => {}
+                None => new.push(tid),
+            }
+        }
+        busy.sort_unstable();
+        busy.dedup();
+        let moved = busy != self.busy;
+        self.busy = busy;
+        if moved {
+            for (tid, known) in &self.known {
+                if let Known::Steered { own } = known {
+                    allow(*tid, &room(own, &self.busy));
+                }
+            }
+        }
+        for tid in new {
+            let known = first_look(tid, self.vcpus);
+            if let Some(Known::Steered { own }) = &known {
+                allow(tid, &room(own, &self.busy));
+            }
+            self.known.extend(known.map(|known| (tid, known)));
+        }
+    }
+
+    fn release(&mut self) {
+        for (tid, known) in self.known.drain() {
+            if let Known::Steered { own } = known {
+                allow(tid, &own);
+            }
+        }
+        // Those that were begun since the last look inherited what their makers had.
+        self.busy.clear();
+    }
+}
+
+/// `own` without `busy`; all of it where nothing would be left.
+fn room(own: &CpuSet, busy: &[usize]) -> CpuSet {
+    let mut left = *own;
+    for processor in busy {
+        left.unset(*processor);
+    }
+    if left.count() == 0 { *own } else { left }
+}
+
+fn allow(tid: i32, processors: &CpuSet) {
+    // A thread that has just ended, or a cpuset that has just changed: the next look sees to it.
+    if let Some(pid) = Pid::from_raw(tid) {
+        let _ = sched_setaffinity(Some(pid), processors);
+    }
+}
+
+fn first_look(tid: i32, vcpus: &str) -> Option<Known> {
+    let name = fs::read_to_string(format!("/proc/self/task/{tid}/comm")).ok()?;
+    if name.starts_with(vcpus) {
+        let ran = ran_and_where(tid).map_or(Duration::ZERO, |(ran, _)| ran);
+        let seen = Instant::now();
+        return Some(Known::Vcpu { ran, seen });
+    }
+    if name.trim_end() == ANSWERS {
+        return Some(Known::Alone);
+    }
+    let own = sched_getaffinity(Some(Pid::from_raw(tid)?)).ok()?;
+    Some(Known::Steered { own })
+}
+
+/// This process's threads.
+fn numbers() -> Vec<i32> {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
+        return Vec::new();
+    };
+    tasks
+        .flatten()
+        .filter_map(|task| task.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// How long a thread has run in all, and the number of the processor that it ran on last.
+fn ran_and_where(tid: i32) -> Option<(Duration, usize)> {
+    let schedstat = fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).ok()?;
+    let stat = fs::read_to_string(format!("/proc/self/task/{tid}/stat")).ok()?;
+    let ran = schedstat.split_whitespace().next()?.parse().ok()?;
+    Some((Duration::from_nanos(ran), processor(&stat)?))
+}
+
+/// The 39th field of /proc/PID/stat (man proc_pid_stat); the second, in brackets, may have anything
+/// in it.
+fn processor(stat: &str) -> Option<usize> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(36)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(processors: &[usize]) -> CpuSet {
+        let mut set = CpuSet::new();
+        for p in processors {
+            set.set(*p);
+        }
+        set
+    }
+
+    #[test]
+    fn what_is_left_is_never_more_than_its_own_and_never_nothing() {
+        let own = set(&[0, 1, 3]);
+        assert!(room(&own, &[]) == own);
+        assert!(room(&own, &[1, 2]) == set(&[0, 3]));
+        assert!(room(&own, &[0, 1, 2, 3]) == own);
+    }
+
+    #[test]
+    fn the_processor_is_found_whatever_the_thread_is_called() {
+        let fields: Vec<String> = (3..=52).map(|n| n.to_string()).collect();
+        let stat = format!("7 (a) b (c) {}", fields.join(" "));
+        assert_eq!(processor(&stat), Some(39));
+        assert_eq!(processor("7 (a"), None);
+        let own = ran_and_where(rustix::thread::gettid().as_raw_nonzero().get());
+        assert!(own.is_some());
+    }
+
+    /// One that is named like a vCPU and runs all the time; the others make room, and come back.
+    #[test]
+    fn threads_make_room_for_a_busy_vcpu_and_come_back() {
+        let before = sched_getaffinity(None).unwrap();
+        let ended = Arc::new(AtomicBool::new(false));
+        let here = ended.clone();
+        let vcpu = std::thread::Builder::new()
+            .name("pretends".to_owned())
+            .spawn(move || {
+                while !here.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+                sched_getaffinity(None).unwrap()
+            })
+            .unwrap();
+        let me = rustix::thread::gettid().as_raw_nonzero().get();
+        let mut threads = Threads::of("pretends");
+        threads.look();
+        while threads.busy.is_empty() {
+            std::thread::yield_now();
+            threads.look();
+        }
+        let left = room(&before, &threads.busy);
+        assert!(sched_getaffinity(None).unwrap() == left);
+        assert!(matches!(threads.known[&me], Known::Steered { .. }));
+        threads.release();
+        assert!(sched_getaffinity(None).unwrap() == before);
+        // And so by itself, whenever it is stopped.
+        let steering = Steering::start();
+        steering.stop();
+        drop(steering);
+        assert!(sched_getaffinity(None).unwrap() == before);
+        ended.store(true, Ordering::Relaxed);
+        assert!(vcpu.join().unwrap() == before, "a vCPU is not steered");
+    }
+}
