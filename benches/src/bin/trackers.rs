@@ -24,6 +24,15 @@ const READMOSTLY_PCT: f64 = 5.0;
 const BYTES: f64 = 1.02;
 /// The same after the first pass, for a guest that writes back what is there.
 const BYTES_SAME: f64 = 0.1;
+/// What `auto` may cost beyond the best tracker: a tenth of that, or what two moves with the same
+/// tracker differ by, in percentage points of the guest's speed.
+const AUTO_MORE: f64 = 0.1;
+const AUTO_NOISE_PCT: f64 = 1.0;
+/// Reading what may have changed in the blackout, in milliseconds of all threads together.
+const SCAN_MS: f64 = 3.0;
+/// Blackout with `wp-group`, as a share of that with `kvm-log`, and beyond it.
+const BLACKOUT: f64 = 1.0;
+const BLACKOUT_MORE_MS: f64 = 1.0;
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -121,7 +130,10 @@ struct Figures {
     bytes: Vec<f64>,
     bytes_later: Vec<f64>,
     blackout_ms: Vec<f64>,
+    scan_ms: Vec<f64>,
     notifications: Vec<f64>,
+    stall_ms: Vec<f64>,
+    run_delay_ms: Vec<f64>,
 }
 
 impl Figures {
@@ -138,6 +150,12 @@ impl Figures {
             .skip(1)
             .filter_map(|p| p["bytes_wire"].as_f64());
         self.bytes_later.push(later.sum());
+        let last = passes.last().ok_or("no last pass")?;
+        self.scan_ms.push(number(last, "/read_ms")?);
+        self.stall_ms
+            .push(number(report, "/notifications/stall_ms")?);
+        self.run_delay_ms
+            .push(number(report, "/vcpu_run_delay_ms")?);
         let notifications = passes.iter().filter_map(|p| p["notifications"].as_f64());
         self.notifications.push(notifications.sum());
         Ok(())
@@ -146,11 +164,15 @@ impl Figures {
     fn medians(&self) -> Value {
         json!({
             "brownout_lost_ms": median(&self.lost_ms),
+            "brownout_lost_ms_all": self.lost_ms,
             "brownout_pct": median(&self.brownout_pct),
             "bytes_wire": median(&self.bytes),
             "bytes_wire_after_pass_1": median(&self.bytes_later),
             "blackout_ms": median(&self.blackout_ms),
+            "scan_in_blackout_ms": median(&self.scan_ms),
             "notifications": median(&self.notifications),
+            "stall_ms": median(&self.stall_ms),
+            "vcpu_run_delay_ms": median(&self.run_delay_ms),
         })
     }
 }
@@ -193,7 +215,7 @@ fn judge(results: &Results) -> Result<Vec<Value>, String> {
     let ratio = |case: &str, figure: &str| {
         Ok::<_, String>(of(case, "wp-group", figure)? / of(case, "kvm-log", figure)?)
     };
-    Ok(vec![
+    let mut judgements = vec![
         judged(
             "dense: work lost in pre-copy, wp-group / kvm-log",
             ratio("dense", "brownout_lost_ms")?,
@@ -219,7 +241,31 @@ fn judge(results: &Results) -> Result<Vec<Value>, String> {
             ratio("rewrite-same", "bytes_wire_after_pass_1")?,
             BYTES_SAME,
         ),
-    ])
+    ];
+    for case in ["sparse", "dense-slow", "rewrite-same"] {
+        judgements.push(judged(
+            &format!("{case}: reading in the blackout with wp-group, ms"),
+            of(case, "wp-group", "scan_in_blackout_ms")?,
+            SCAN_MS,
+        ));
+        judgements.push(judged(
+            &format!("{case}: blackout with wp-group, ms, beside kvm-log's and {BLACKOUT_MORE_MS}"),
+            of(case, "wp-group", "blackout_ms")?,
+            BLACKOUT * of(case, "kvm-log", "blackout_ms")? + BLACKOUT_MORE_MS,
+        ));
+    }
+    for case in CASES.iter().map(|c| c.name) {
+        let single = TRACKERS.iter().filter(|t| **t != "auto");
+        let lost = single.map(|t| of(case, t, "brownout_pct"));
+        let best = lost.collect::<Result<Vec<_>, _>>()?;
+        let best = best.into_iter().fold(f64::INFINITY, f64::min);
+        judgements.push(judged(
+            &format!("{case}: brownout with auto, per cent, beside the best tracker's"),
+            of(case, "auto", "brownout_pct")?,
+            best + AUTO_NOISE_PCT.max(best * AUTO_MORE),
+        ));
+    }
+    Ok(judgements)
 }
 
 fn plot(results: &Results) -> String {

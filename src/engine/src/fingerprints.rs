@@ -51,6 +51,14 @@ impl Fingerprints {
         }
     }
 
+    /// Bytes that it takes at present.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let blocks = self.regions.iter().flat_map(|(_, blocks)| blocks);
+        let made = blocks.filter_map(OnceLock::get);
+        made.map(|block| size_of_val::<[_]>(block) as u64).sum()
+    }
+
     /// Whether `content`, or a zero page where there is none, differs from what was last sent as
     /// page `gfn`. From now on, this is what was last sent.
     ///

@@ -90,6 +90,9 @@ pub struct PassReport {
     pub pages_deferred: u64,
     /// Write notifications that the guest paid for before this pass.
     pub notifications: u64,
+    /// Time to protect, read and compare pages, summed over all compressor threads, in milliseconds.
+    #[serde(default)]
+    pub read_ms: f64,
     /// Bytes on the page streams, before TLS.
     pub bytes_wire: u64,
     /// Whether the guest was paused.
@@ -216,6 +219,9 @@ pub struct MigrationReport {
     pub pages_unchanged: u64,
     /// What the policy decided after each pass, and the numbers it rests on.
     pub decisions: Vec<DecisionReport>,
+    /// Memory that fingerprints of what was sent take at the source.
+    #[serde(default)]
+    pub fingerprint_bytes: u64,
     /// What write notifications cost the guest, where this process answers them.
     pub notifications: NotificationReport,
     /// How long vCPU threads waited for a processor until the pause, summed, in milliseconds.

@@ -67,6 +67,7 @@ pub(crate) struct Migration {
     timer: Option<SpawnHandle>,
     meter: Meter,
     helpers: Helpers,
+    sent: Option<Arc<Fingerprints>>,
     steering: Steering,
     run_delay_before: Duration,
     run_delay_at_pause: Option<Duration>,
@@ -152,6 +153,7 @@ impl Migration {
             timer: None,
             meter,
             helpers: Helpers::default(),
+            sent,
             steering: Steering::start(),
             run_delay_before: vcpu_run_delay(),
             run_delay_at_pause: None,
@@ -346,6 +348,7 @@ impl Migration {
             closing,
             move |(), this, ctx| {
                 report.peak_extra_rss_bytes = this.meter.peak();
+                report.fingerprint_bytes = this.sent.as_ref().map_or(0, |sent| sent.bytes());
                 report.vcpu_run_delay_ms = run_delay.as_secs_f64() * 1e3;
                 let _ = end.send(SourceEnd {
                     outcome,

@@ -30,6 +30,7 @@ fn pass(p: &PassStats) -> PassReport {
         pages_unchanged: p.pages_unchanged,
         pages_deferred: p.pages_deferred,
         notifications: p.notifications,
+        read_ms: ms(p.read),
         bytes_wire: p.bytes_wire,
         r#final: p.paused,
     }
@@ -128,6 +129,7 @@ pub(super) fn summarise(
         pages_zero: stats.pages_zero,
         pages_unchanged: stats.pages_unchanged,
         decisions: stats.decisions.iter().map(decision).collect(),
+        fingerprint_bytes: 0,
         notifications: notifications(costs),
         vcpu_run_delay_ms: 0.0,
         guest: GuestReport::default(),
