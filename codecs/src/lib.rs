@@ -1,15 +1,23 @@
-//! Page codecs: zero, raw, lz4, zstd, brotli behind one trait.
+//! Page codecs: zero, raw, lz4, zstd, brotli behind one trait; delta beside them.
 //!
 //! A codec turns the pages of a chunk into fewer bytes and back. It is chosen by name
 //! ([`CodecSpec`]); on the wire it is a number ([`CodecId`]), and every decoder is available at
-//! every destination. Nothing here does IO. Decoders get hostile input: they write exactly the
-//! bytes announced into a buffer that the caller made, or fail.
+//! every destination. Nothing here does IO. [`delta`] needs what the destination holds as well as
+//! the pages, so it is no [`PageCodec`]: it takes one for the pages that it cannot do. Decoders
+//! get hostile input: they write exactly the bytes announced into a buffer that the caller made,
+//! or fail.
 
+mod content;
+pub mod delta;
+mod encoders;
+pub mod selector;
 mod spec;
 
 use thiserror::Error;
 
-pub use spec::{CodecSpec, UnknownCodec};
+pub use content::Content;
+pub use encoders::Encoders;
+pub use spec::{CodecChoice, CodecSpec, UnknownCodec};
 
 /// A codec's number on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +33,8 @@ pub enum CodecId {
     Zstd = 3,
     /// Brotli stream.
     Brotli = 4,
+    /// Differences to the version that the destination holds; see [`delta`].
+    Delta = 5,
 }
 
 impl CodecId {
@@ -37,6 +47,7 @@ impl CodecId {
             Self::Lz4 => "lz4",
             Self::Zstd => "zstd",
             Self::Brotli => "brotli",
+            Self::Delta => "delta",
         }
     }
 }
@@ -45,10 +56,17 @@ impl TryFrom<u8> for CodecId {
     type Error = CodecError;
 
     fn try_from(id: u8) -> Result<Self, CodecError> {
-        [Self::Zero, Self::Raw, Self::Lz4, Self::Zstd, Self::Brotli]
-            .into_iter()
-            .find(|c| *c as u8 == id)
-            .ok_or(CodecError::Unknown(id))
+        [
+            Self::Zero,
+            Self::Raw,
+            Self::Lz4,
+            Self::Zstd,
+            Self::Brotli,
+            Self::Delta,
+        ]
+        .into_iter()
+        .find(|c| *c as u8 == id)
+        .ok_or(CodecError::Unknown(id))
     }
 }
 
@@ -186,10 +204,12 @@ pub fn encoder(spec: CodecSpec) -> Result<Box<dyn PageCodec>, CodecError> {
     })
 }
 
-/// Decodes `input` into exactly all of `out`.
+/// Decodes `input` into exactly all of `out`. For [`CodecId::Delta`], `out` holds the pages that
+/// the differences are to; for the others, what it holds does not count.
 ///
 /// # Errors
-/// [`CodecError::Damaged`] where it is not exactly that; `out` may be written to in part.
+/// [`CodecError::Damaged`] where it is not exactly that, and from delta [`CodecError::Unknown`]
+/// for a codec within that there is not; `out` may be written to in part.
 pub fn decode(codec: CodecId, input: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
     let damaged = CodecError::Damaged {
         codec: codec.name(),
@@ -209,17 +229,43 @@ pub fn decode(codec: CodecId, input: &[u8], out: &mut [u8]) -> Result<(), CodecE
         CodecId::Lz4 => lz4_flex::block::decompress_into(input, out).is_ok_and(|n| n == out.len()),
         CodecId::Zstd => zstd::bulk::decompress_to_buffer(input, out).is_ok_and(|n| n == out.len()),
         CodecId::Brotli => decode_brotli(input, out),
+        CodecId::Delta => return delta::decode(input, out),
     };
     if whole { Ok(()) } else { Err(damaged) }
 }
 
+/// All at once, as the reader of the library does not tell of bytes left over at the end.
 fn decode_brotli(input: &[u8], out: &mut [u8]) -> bool {
-    use std::io::Read;
-    let mut rest = input;
-    let mut reader = brotli::Decompressor::new(&mut rest, 4096);
-    let exact = reader.read_exact(out).is_ok();
-    // One byte more would be one too many.
-    exact && matches!(reader.read(&mut [0; 1]), Ok(0))
+    use brotli::enc::StandardAlloc as Alloc;
+    if !input.first().is_some_and(|&b| has_small_window(b)) {
+        return false;
+    }
+    let (mut input_left, mut input_at) = (input.len(), 0);
+    let (mut out_left, mut out_at, mut total) = (out.len(), 0, 0);
+    let mut state =
+        brotli::BrotliState::new_strict(Alloc::default(), Alloc::default(), Alloc::default());
+    let result = brotli::BrotliDecompressStream(
+        &mut input_left,
+        &mut input_at,
+        input,
+        &mut out_left,
+        &mut out_at,
+        out,
+        &mut total,
+        &mut state,
+    );
+    matches!(result, brotli::BrotliResult::ResultSuccess) && input_left == 0 && out_left == 0
+}
+
+/// Whether a Brotli stream that begins with `byte` has a window of at most 2^18, as encoders here
+/// use: a decoder takes memory for as much as the stream claims. RFC 7932, section 9.1.
+const fn has_small_window(byte: u8) -> bool {
+    match (byte & 1, byte >> 1 & 7, byte >> 4 & 7) {
+        (0, ..) | (_, 1, _) => true,
+        // The last of these is not in the RFC: the library's own, of up to 2^30.
+        (_, 0, small) => small != 1,
+        _ => false,
+    }
 }
 
 /// Whether every byte is zero.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 /// A codec and its level.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CodecSpec {
     /// No compression.
     Raw,
@@ -20,7 +20,7 @@ pub enum CodecSpec {
 
 /// A name that no codec has, or a level it has not.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("there is no codec '{0}'; choose one of: raw, lz4, zstd[:-5..9], brotli[:0..5]")]
+#[error("there is no codec '{0}'; choose one of: auto, raw, lz4, zstd[:-5..9], brotli[:0..5]")]
 pub struct UnknownCodec(String);
 
 impl FromStr for CodecSpec {
@@ -50,6 +50,35 @@ impl fmt::Display for CodecSpec {
             Self::Lz4 => f.write_str("lz4"),
             Self::Zstd(level) => write!(f, "zstd:{level}"),
             Self::Brotli(level) => write!(f, "brotli:{level}"),
+        }
+    }
+}
+
+/// Which codec is used: one, or for each chunk the one that suits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodecChoice {
+    /// The selector chooses ([`crate::selector`]).
+    Auto,
+    /// This one, and raw where it saves nothing.
+    Fixed(CodecSpec),
+}
+
+impl FromStr for CodecChoice {
+    type Err = UnknownCodec;
+
+    fn from_str(text: &str) -> Result<Self, UnknownCodec> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::Fixed),
+        }
+    }
+}
+
+impl fmt::Display for CodecChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(spec) => spec.fmt(f),
         }
     }
 }

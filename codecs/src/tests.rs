@@ -92,10 +92,11 @@ fn numbers_on_the_wire_are_fixed_and_unknown_ones_refused() {
         (2, "lz4"),
         (3, "zstd"),
         (4, "brotli"),
+        (5, "delta"),
     ] {
         assert_eq!(CodecId::try_from(id).unwrap().name(), name);
     }
-    assert_eq!(CodecId::try_from(5), Err(CodecError::Unknown(5)));
+    assert_eq!(CodecId::try_from(6), Err(CodecError::Unknown(6)));
 }
 
 #[test]
@@ -108,4 +109,28 @@ fn a_small_input_that_claims_to_be_huge_does_not_get_past_the_buffer() {
         .unwrap();
     assert!(out.len() < 16 << 10);
     assert!(decode(CodecId::Zstd, &out, &mut [0; 4096]).is_err());
+}
+
+#[test]
+fn a_brotli_window_larger_than_a_chunk_is_refused() {
+    let input = vec![3; 8192];
+    let mut out = vec![0; input.len()];
+    for (bits, accepted) in [
+        (10, true),
+        (16, true),
+        (17, true),
+        (18, true),
+        (19, false),
+        (24, false),
+    ] {
+        let params = brotli::enc::BrotliEncoderParams {
+            quality: 5,
+            lgwin: bits,
+            ..Default::default()
+        };
+        let mut encoded = Vec::new();
+        brotli::BrotliCompress(&mut &*input, &mut encoded, &params).unwrap();
+        let done = decode(CodecId::Brotli, &encoded, &mut out);
+        assert_eq!(done.is_ok(), accepted, "{bits}");
+    }
 }

@@ -2,7 +2,9 @@
 //!
 //! Nothing here is part of the product. [`sim`] runs whole migrations of the protocol core in
 //! virtual time; [`engine`] runs the real engine with real machines over transports, journals and
-//! machines that fail on demand. The suites in `tests/` drive them.
+//! machines that fail on demand; [`corpus`] makes pages such as guests have. The suites in `tests/`
+//! drive them.
 
+pub mod corpus;
 pub mod engine;
 pub mod sim;

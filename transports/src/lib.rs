@@ -46,6 +46,9 @@ pub trait Connector: Send + Sync + fmt::Debug {
     /// `quic`, `tcp` or `memory`.
     fn name(&self) -> &'static str;
 
+    /// From now on, all page streams of all its connections together send no faster than this.
+    fn set_limit(&self, limit: Option<Bandwidth>);
+
     /// A new connection with `page_streams` page streams (none, to say a last word after a cut).
     /// Gives up after a bounded time.
     fn connect(&self, page_streams: u16) -> BoxFuture<'_, Result<Connection, TransportError>>;

@@ -17,7 +17,7 @@ use tokio::io::{
 use tokio::sync::mpsc;
 
 use crate::limit::Bandwidth;
-use crate::pace::{self, Pacer};
+use crate::pace::Pacer;
 use crate::{
     Connection, Connector, Control, ControlReader, ControlWriter, Incoming, Listener, MAX_STREAMS,
     PageReader, PageWriter, TransportError,
@@ -34,7 +34,7 @@ pub fn pair(limit: Option<Bandwidth>) -> (MemoryConnector, MemoryListener) {
     let (opened, incoming) = mpsc::channel(WAITING);
     let connector = MemoryConnector {
         opened,
-        pacer: limit.map(|limit| Arc::new(Pacer::new(limit))),
+        pacer: Arc::new(Pacer::new(limit)),
     };
     (connector, MemoryListener { incoming })
 }
@@ -43,7 +43,7 @@ pub fn pair(limit: Option<Bandwidth>) -> (MemoryConnector, MemoryListener) {
 #[derive(Clone, Debug)]
 pub struct MemoryConnector {
     opened: mpsc::Sender<Incoming>,
-    pacer: Option<Arc<Pacer>>,
+    pacer: Arc<Pacer>,
 }
 
 /// The accepting side.
@@ -60,6 +60,10 @@ fn nowhere() -> SocketAddr {
 impl Connector for MemoryConnector {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn set_limit(&self, limit: Option<Bandwidth>) {
+        self.pacer.set(limit);
     }
 
     fn connect(&self, page_streams: u16) -> BoxFuture<'_, Result<Connection, TransportError>> {
@@ -135,7 +139,7 @@ struct Pages {
 #[derive(Debug)]
 struct PagesOut {
     pipe: DuplexStream,
-    pacer: Option<Arc<Pacer>>,
+    pacer: Arc<Pacer>,
 }
 
 impl AsyncRead for Reader {
@@ -195,7 +199,7 @@ impl PageWriter for PagesOut {
             for part in parts {
                 let mut rest = &part[..];
                 while !rest.is_empty() {
-                    let piece = pace::next(self.pacer.as_deref(), rest.len()).await;
+                    let piece = self.pacer.take(rest.len()).await;
                     self.pipe.write_all(&rest[..piece]).await.map_err(|_| {
                         TransportError::Lost("the page stream is closed".to_owned())
                     })?;

@@ -10,8 +10,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::{Value, json};
+use vmferry_benches::bars::{self, Judged, judged};
 use vmferry_benches::demo::{Demo, median, number};
-use vmferry_benches::plot::{Bar, bars};
+use vmferry_benches::plot::{self, Bar};
 
 /// Trackers that are compared; the first is the one that the bars are about.
 const TRACKERS: [&str; 5] = ["wp-group", "kvm-log", "kvm-ring", "wp-async", "auto"];
@@ -199,12 +200,7 @@ fn measure(args: &Args) -> Result<Results, String> {
     Ok(results)
 }
 
-/// A promise and what came of it.
-fn judged(what: &str, value: f64, at_most: f64) -> Value {
-    json!({"what": what, "value": value, "at_most": at_most, "within": value <= at_most})
-}
-
-fn judge(results: &Results) -> Result<Vec<Value>, String> {
+fn judge(results: &Results) -> Result<Vec<Judged>, String> {
     let of = |case: &str, tracker: &str, figure: &str| {
         results
             .get(case)
@@ -279,7 +275,7 @@ fn plot(results: &Results) -> String {
             });
         }
     }
-    bars("guest speed lost while it is copied, per cent", &all)
+    plot::bars("guest speed lost while it is copied, per cent", &all)
 }
 
 fn main() -> ExitCode {
@@ -305,20 +301,7 @@ fn main() -> ExitCode {
         println!("{}", json!({"medians": results, "bars": judged}));
     } else {
         println!("{:#}", json!(results));
-        for bar in &judged {
-            println!(
-                "{:>9.3} (at most {:.3}) {}  {}",
-                bar["value"].as_f64().unwrap_or(f64::NAN),
-                bar["at_most"].as_f64().unwrap_or(f64::NAN),
-                if bar["within"] == true {
-                    "ok  "
-                } else {
-                    "MISS"
-                },
-                bar["what"].as_str().unwrap_or_default()
-            );
-        }
+        bars::print(&judged);
     }
-    let within = judged.iter().all(|b| b["within"] == true);
-    ExitCode::from(u8::from(!within))
+    ExitCode::from(u8::from(!bars::all_within(&judged)))
 }

@@ -74,6 +74,9 @@ impl RamWriter {
             CodecId::Raw if content.len() == header.raw_len() => content,
             codec => {
                 scratch.resize(header.raw_len(), 0);
+                if codec == CodecId::Delta {
+                    self.read(&header.data, scratch)?;
+                }
                 decode(codec, content, scratch)?;
                 scratch
             }
@@ -83,6 +86,17 @@ impl RamWriter {
             let (here, after) = rest.split_at(range.bytes() as usize);
             self.ram.copy_in(range, here)?;
             self.note(range)?;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Reads pages as they are now: what differences are to.
+    fn read(&self, ranges: &[PageRange], out: &mut [u8]) -> Result<(), MemoryError> {
+        let mut rest = out;
+        for &range in ranges {
+            let (here, after) = rest.split_at_mut(range.bytes() as usize);
+            self.ram.copy_out(range, here)?;
             rest = after;
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use thiserror::Error;
-use vmferry_codecs::{CodecError, CodecId, CodecSpec, PageCodec, encoder, is_zero};
+use vmferry_codecs::{CodecError, CodecId, is_zero};
 use vmferry_memory::{GuestRam, MemoryError};
 use vmferry_protocol::pending::Chunk;
 use vmferry_protocol::source::ChunkStats;
@@ -17,6 +17,7 @@ use vmferry_protocol::{PAGE_SIZE, PageRange};
 use vmferry_tracker::{DirtyTracker, TrackerError};
 
 use crate::buffers::Buffers;
+use crate::compression::{Compression, Pages, Workspace};
 use crate::fingerprints::Fingerprints;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -62,7 +63,9 @@ pub enum Encoded {
 pub struct Encoder {
     ram: Arc<GuestRam>,
     tracker: Arc<dyn DirtyTracker>,
-    codec: Box<dyn PageCodec>,
+    compression: Arc<Compression>,
+    space: Workspace,
+    gfns: Vec<u64>,
     buffers: Buffers,
     /// What was last sent, where that is compared.
     sent: Option<Arc<Fingerprints>>,
@@ -70,29 +73,29 @@ pub struct Encoder {
 
 impl std::fmt::Debug for Encoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Encoder({:?})", self.codec.id())
+        f.debug_struct("Encoder").finish_non_exhaustive()
     }
 }
 
 impl Encoder {
     /// An encoder of `ram`'s pages; with `sent`, of those only that differ from what was sent.
-    ///
-    /// # Errors
-    /// [`EncodeError::Codec`] where the library refuses the level.
+    #[must_use]
     pub fn new(
         ram: Arc<GuestRam>,
         tracker: Arc<dyn DirtyTracker>,
-        codec: CodecSpec,
+        compression: Arc<Compression>,
         buffers: Buffers,
         sent: Option<Arc<Fingerprints>>,
-    ) -> Result<Self, EncodeError> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             ram,
             tracker,
-            codec: encoder(codec)?,
+            compression,
+            space: Workspace::default(),
+            gfns: Vec::new(),
             buffers,
             sent,
-        })
+        }
     }
 
     /// Protects the pages of `chunk`: writes from here on are in the next harvest. Comes before
@@ -131,7 +134,11 @@ impl Encoder {
             drop(self.buffers.share(pages));
             return Ok(Encoded::Unchanged(stats));
         }
-        let (codec, content) = self.compress(pages)?;
+        let zeros = zero.iter().flat_map(PageRange::frames);
+        self.compression.zero(chunk.pass, zeros);
+        self.gfns.clear();
+        self.gfns.extend(data.iter().flat_map(PageRange::frames));
+        let (codec, content) = self.compress(chunk.pass, pages)?;
         let header = ChunkHeader {
             chunk: chunk.id,
             pass: chunk.pass,
@@ -182,18 +189,22 @@ impl Encoder {
         Ok((zero, data))
     }
 
-    fn compress(&mut self, pages: Vec<u8>) -> Result<(CodecId, Bytes), CodecError> {
+    fn compress(&mut self, pass: u32, pages: Vec<u8>) -> Result<(CodecId, Bytes), CodecError> {
         if pages.is_empty() {
             return Ok((CodecId::Zero, self.buffers.share(pages)));
         }
-        if self.codec.id() == CodecId::Raw {
-            return Ok((CodecId::Raw, self.buffers.share(pages)));
-        }
         let mut out = self.buffers.take(MAX_ENCODED);
-        let (codec, content, spare) = if self.codec.encode(&pages, &mut out)? {
-            (self.codec.id(), out, pages)
-        } else {
-            (CodecId::Raw, pages, out)
+        let of_chunk = Pages {
+            pass,
+            gfns: &self.gfns,
+            bytes: &pages,
+        };
+        let codec = self
+            .compression
+            .encode(of_chunk, &mut self.space, &mut out)?;
+        let (content, spare) = match codec {
+            CodecId::Raw => (pages, out),
+            _ => (out, pages),
         };
         drop(self.buffers.share(spare));
         Ok((codec, self.buffers.share(content)))

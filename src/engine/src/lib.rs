@@ -9,22 +9,22 @@ mod actors;
 mod apply;
 mod buffers;
 mod clock;
+pub mod compression;
 pub mod destination;
 mod encode;
 mod fingerprints;
 mod line;
 mod meter;
 mod pages;
-mod priority;
+mod processors;
 pub mod report;
-mod run_delay;
 pub mod source;
-mod steer;
 
 pub use apply::{ApplyError, RamWriter, Scratch, read_chunk};
 pub use buffers::Buffers;
 pub use encode::{EncodeError, Encoded, Encoder, Frame};
 pub use fingerprints::{Fingerprints, KEY_BYTES};
+pub use processors::budget::Budget;
 
 /// Name and version of this software, as the other side is told.
 pub const SOFTWARE: &str = concat!("vmferry ", env!("CARGO_PKG_VERSION"));

@@ -14,6 +14,7 @@ use vmferry_protocol::wire::{
 use vmferry_transports::{PageReader, PageWriter};
 
 use crate::apply::{ApplyError, RamWriter, Scratch, read_chunk};
+use crate::compression::Link;
 use crate::encode::Frame;
 
 /// How long a stream may take to say what it is.
@@ -25,15 +26,19 @@ pub(crate) async fn send(
     mut stream: Box<dyn PageWriter>,
     preamble: [u8; PREAMBLE],
     frames: Receiver<Frame>,
+    link: &Link,
 ) -> Result<(), String> {
     let failed = |e: vmferry_transports::TransportError| e.to_string();
     let preamble = [Bytes::copy_from_slice(&preamble)];
     stream.send(&preamble).await.map_err(failed)?;
     while let Ok(frame) = frames.recv().await {
+        let bytes = frame.stats.bytes_wire;
+        link.begin(bytes);
         stream
             .send(&[frame.head, frame.content])
             .await
             .map_err(failed)?;
+        link.end(bytes);
     }
     Ok(())
 }

@@ -4,7 +4,8 @@
 
 use std::sync::Arc;
 
-use vmferry_codecs::CodecSpec;
+use vmferry_codecs::{CodecChoice, CodecSpec};
+use vmferry_engine::compression::Compression;
 use vmferry_engine::{
     ApplyError, Buffers, Encoded, Encoder, Frame, RamWriter, Scratch, read_chunk,
 };
@@ -70,14 +71,18 @@ fn chunk(id: u64, ranges: &[(u64, u64)]) -> Chunk {
 }
 
 fn encoder(ram: &Arc<GuestRam>, codec: CodecSpec) -> Encoder {
+    encoder_by(ram, CodecChoice::Fixed(codec))
+}
+
+fn encoder_by(ram: &Arc<GuestRam>, codec: CodecChoice) -> Encoder {
+    let compression = Compression::new(codec, Arc::default(), 1, 1 << 20);
     Encoder::new(
         ram.clone(),
         Arc::new(Untracked),
-        codec,
+        Arc::new(compression),
         Buffers::default(),
         None,
     )
-    .unwrap()
 }
 
 fn frame_of(encoder: &mut Encoder, chunk: &Chunk) -> Frame {
@@ -200,4 +205,48 @@ async fn what_is_cut_damaged_or_outside_of_ram_is_refused() {
         let refused = read_chunk(&mut &frame[..], &apply, &mut scratch).await;
         assert!(refused.is_err(), "codec {codec}, page {start}");
     }
+}
+
+/// Words that change in pages that were sent before: their difference travels, and arrives.
+#[tokio::test]
+async fn pages_that_are_sent_again_arrive_as_differences() {
+    let (source, there) = (ram(), ram());
+    let apply = writer(&there);
+    let mut encode = encoder_by(&source, CodecChoice::Auto);
+    let mut random = 1u64;
+    for gfn in 0..20 {
+        let page: Vec<u8> = std::iter::repeat_with(|| {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (random >> 56) as u8
+        })
+        .take(PAGE)
+        .collect();
+        source.copy_in(PageRange::new(gfn, 1), &page).unwrap();
+    }
+    let mut codecs = Vec::new();
+    for pass in 1..=5u32 {
+        let chunk = Chunk {
+            pass,
+            ..chunk(u64::from(pass), &[(0, 20)])
+        };
+        let frame = frame_of(&mut encode, &chunk);
+        codecs.push(frame.stats.codec);
+        let sent = bytes(&frame);
+        read_chunk(&mut &sent[..], &apply, &mut Scratch::default())
+            .await
+            .unwrap();
+        for gfn in 0..20 {
+            assert!(page_of(&there, gfn) == page_of(&source, gfn), "page {gfn}");
+            // Every page gets a word; one becomes zero in between, and then has content again.
+            let mut page = page_of(&source, gfn);
+            page[8 * gfn as usize..][..8].copy_from_slice(&u64::from(pass).to_le_bytes());
+            if gfn == 7 && pass % 2 == 0 {
+                page.fill(0);
+            }
+            source.copy_in(PageRange::new(gfn, 1), &page).unwrap();
+        }
+    }
+    assert_eq!(codecs, [1, 1, 5, 5, 5], "raw, raw, and then differences");
 }

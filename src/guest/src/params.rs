@@ -31,8 +31,11 @@ pub struct Params {
     pub rate: u64,
     /// Share of pages that are zero, in per cent.
     pub zero: u64,
-    /// Share of pages that are text-like, in per cent; the rest is random.
+    /// Share of pages that are text-like, in per cent.
     pub text: u64,
+    /// Share of pages that are records of pointers and small numbers, in per cent; the rest is
+    /// random.
+    pub structs: u64,
     /// Seed.
     pub seed: u64,
     /// Sparse: only pages that are multiples of this.
@@ -52,6 +55,7 @@ impl Default for Params {
             rate: 0,
             zero: 30,
             text: 40,
+            structs: 0,
             seed: 1,
             stride: 1,
             tsc_khz: 1_000_000,
@@ -92,6 +96,9 @@ impl Params {
                     let mut shares = value.split(|&b| b == b':').map(number);
                     p.zero = shares.next().unwrap_or(0).min(100);
                     p.text = shares.next().unwrap_or(0).min(100 - p.zero);
+                    // The third, of random pages, is what is left.
+                    let structs = shares.nth(1).unwrap_or(0);
+                    p.structs = structs.min(100 - p.zero - p.text);
                 }
                 _ => {}
             }

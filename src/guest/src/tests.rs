@@ -2,6 +2,7 @@
 
 use crate::abi;
 use crate::params::Params;
+use crate::pattern::{Pattern, WORDS, mix};
 use crate::workload::{Platform, Worker};
 
 #[derive(Default)]
@@ -100,6 +101,84 @@ fn every_workload_verifies_before_and_after_work() {
 }
 
 #[test]
+fn every_class_of_content_verifies() {
+    for fill in ["100:0:0", "0:100:0", "0:0:100", "0:0:0:100", "25:25:25:25"] {
+        let mut rig = Rig::new(&format!("workload=dense fill={fill}"));
+        rig.steps(50);
+        assert_eq!(rig.verify(), abi::VERIFY_OK, "{fill}");
+        rig.flip(300, 77);
+        assert_eq!(rig.verify(), 301, "{fill}");
+    }
+}
+
+fn words(line: &str, page: u64) -> Vec<u64> {
+    let mut pattern = Pattern::of(&Params::parse(line.as_bytes()), page);
+    (0..WORDS).map(|_| pattern.next_word()).collect()
+}
+
+#[test]
+fn pages_without_structs_are_what_they_were_before_there_were_any() {
+    for (line, sum) in [
+        ("fill=30:40:30 seed=1", 0x7c63_951c_1fdd_147a),
+        ("fill=0:0:100 seed=7", 0x6189_b767_7b6e_a5aa),
+        ("fill=0:100:0 seed=2", 0x19e2_51d6_1ce3_b9da),
+    ] {
+        let all = (0..40).flat_map(|page| words(line, page));
+        assert_eq!(all.fold(0, |sum, word| mix(sum ^ word)), sum, "{line}");
+    }
+}
+
+#[test]
+fn shares_are_read_leniently() {
+    let shares = |fill: &str| {
+        let p = Params::parse(format!("fill={fill}").as_bytes());
+        (p.zero, p.text, p.structs)
+    };
+    assert_eq!(shares("30:40:30"), (30, 40, 0));
+    assert_eq!(shares("30:30:15:25"), (30, 30, 25));
+    assert_eq!(shares("0:0:0:100"), (0, 0, 100));
+    assert_eq!(shares("60:60:60:60"), (60, 40, 0));
+    assert_eq!(shares("10:20:0:99"), (10, 20, 70));
+    assert_eq!(shares(":::x"), (0, 0, 0));
+    assert_eq!(shares("80"), (80, 0, 0));
+}
+
+#[test]
+fn each_class_has_about_its_share_of_pages() {
+    let line = "fill=30:30:15:25 seed=3";
+    let (mut zero, mut structs) = (0, 0);
+    for page in 0..4000 {
+        let words = words(line, page);
+        zero += u32::from(words.iter().all(|&w| w == 0));
+        structs += u32::from(words[0] >> 32 == 0x7f3a);
+    }
+    assert!((1100..1300).contains(&zero), "{zero}");
+    assert!((900..1100).contains(&structs), "{structs}");
+}
+
+#[test]
+fn structs_are_pointers_that_stay_close_small_numbers_and_a_clock() {
+    let mut clock = 0;
+    for page in 0..20 {
+        for record in words("fill=0:0:0:100 seed=9", page).chunks(8) {
+            let [to_record, to_buffer, counts, length, time, ..] = *record else {
+                unreachable!("eight words");
+            };
+            assert_eq!(to_record >> 40, 0x7f);
+            assert_eq!((to_record % 64, to_buffer % 16), (0, 0));
+            assert_eq!(to_record >> 20, to_buffer >> 20);
+            assert!(counts & 0xffff_ffff < 4096 && (counts >> 32).is_power_of_two());
+            let (length, room) = (length & 0xffff_ffff, length >> 32);
+            assert!(length <= room && room < 4096);
+            assert!(time > clock && time >> 56 == 0);
+            clock = time;
+            assert_eq!(record[5..7], [0, 0]);
+            assert!(record[7].to_le_bytes()[0].is_ascii_lowercase());
+        }
+    }
+}
+
+#[test]
 fn any_rate_holds_over_a_second() {
     for rate in [1, 7, 999, 1000, 1001, 1999, 123_457] {
         let mut rig = Rig::new(&format!("workload=dense rate={rate}"));
@@ -114,7 +193,7 @@ fn any_rate_holds_over_a_second() {
 fn a_flipped_bit_anywhere_is_found_and_its_page_named() {
     let mut rig = Rig::new("workload=idle");
     for i in 0..200u64 {
-        let r = crate::pattern::mix(i);
+        let r = mix(i);
         let (page, byte) = (r % 512, (r >> 32) % 4096);
         rig.flip(page, byte);
         assert_eq!(u64::from(rig.verify()), page + 1, "byte {byte}");
@@ -159,7 +238,7 @@ fn a_garbled_arena_is_never_left() {
         let arena = unsafe { base.add(start) };
         for seed in 0..60u64 {
             for word in 0..512 {
-                let r = crate::pattern::mix(seed << 32 | word as u64);
+                let r = mix(seed << 32 | word as u64);
                 let value = match r % 8 {
                     0 => 0,
                     1 => u64::MAX,

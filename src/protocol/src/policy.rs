@@ -43,17 +43,21 @@ impl Default for Limits {
 pub struct PolicyInput {
     /// Passes done.
     pub passes: u32,
-    /// Pages to send now.
+    /// Pages that may have changed.
     pub remaining_pages: u64,
+    /// Those of them that are likely to have, and will be sent.
+    pub changed_pages: u64,
     /// Those of them that had changed in the last pass, too, and will again.
     pub hot_pages: u64,
-    /// Pages of the pass just done.
-    pub last_pages: u64,
+    /// Pages that had changed in the pass just done.
+    pub last_changed: u64,
     /// Its duration.
     pub last_duration: Duration,
     /// What its notifications cost the guest, as far as the tracker knows.
     pub last_stall: Duration,
-    /// Wire bytes per page of memory, measured in this migration (headers and codecs included).
+    /// Time to read and compare a page that may have changed.
+    pub read_per_page: Duration,
+    /// Wire bytes per changed page, measured in this migration (headers and codecs included).
     pub bytes_per_page: f64,
     /// Wire throughput measured in this migration, in bytes per second; none before the first pass.
     pub throughput: Option<f64>,
@@ -130,27 +134,29 @@ fn sending(input: &PolicyInput, pages: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX / 4)
 }
 
-/// Blackout predicted for a switchover now: fixed costs, and the remaining memory over the
-/// measured throughput.
+/// Blackout predicted for a switchover now: fixed costs, and the changed memory over the measured
+/// throughput, or the time to find out which has changed, where that is longer.
 #[must_use]
 pub fn predicted_blackout(input: &PolicyInput) -> Duration {
-    input.fixed + sending(input, input.remaining_pages as f64)
+    let pages = u32::try_from(input.remaining_pages).unwrap_or(u32::MAX);
+    let reading = input.read_per_page.saturating_mul(pages);
+    input.fixed + sending(input, input.changed_pages as f64).max(reading)
 }
 
 /// Pages that another pass is expected to leave: those that always change, and of the others as
 /// large a share as the last pass left.
 fn left_after(input: &PolicyInput) -> f64 {
-    let remaining = input.remaining_pages as f64;
-    let share = (remaining / input.last_pages.max(1) as f64).min(1.0);
-    let hot = (input.hot_pages as f64).min(remaining);
-    hot + (remaining - hot) * share
+    let changed = input.changed_pages as f64;
+    let share = (changed / input.last_changed.max(1) as f64).min(1.0);
+    let hot = (input.hot_pages as f64).min(changed);
+    hot + (changed - hot) * share
 }
 
 /// The decision.
 #[must_use]
 pub fn decide(input: &PolicyInput, limits: &Limits) -> Weighed {
     let blackout = predicted_blackout(input);
-    let saved = sending(input, input.remaining_pages as f64 - left_after(input));
+    let saved = sending(input, input.changed_pages as f64 - left_after(input));
     let cost = input.last_stall;
     let fits = blackout <= limits.max_blackout;
     let decision = if input.passes < limits.min_passes {
@@ -210,7 +216,7 @@ fn explain(input: &PolicyInput, limits: &Limits, predicted: Duration) -> String 
             limits.max_blackout.as_secs_f64() * 1e3,
         );
     }
-    let dirtied = (input.remaining_pages * PAGE_SIZE) as f64;
+    let dirtied = (input.changed_pages * PAGE_SIZE) as f64;
     let per_second = dirtied / input.last_duration.as_secs_f64().max(1e-6);
     let carried = pages_carried(input) * PAGE_SIZE as f64;
     let slowed = match (input.throttled, input.can_throttle, limits.throttle_pct) {
@@ -238,8 +244,10 @@ mod tests {
         PolicyInput {
             passes: 2,
             remaining_pages: 1000,
+            changed_pages: 1000,
             hot_pages: 0,
-            last_pages: 1000,
+            last_changed: 1000,
+            read_per_page: Duration::ZERO,
             last_duration: Duration::from_millis(100),
             last_stall: Duration::ZERO,
             bytes_per_page: 4096.0,
@@ -260,18 +268,25 @@ mod tests {
         let predicted = predicted_blackout(&input()).as_secs_f64();
         assert!((predicted - (0.005 + 0.004096)).abs() < 1e-9);
         let nothing = PolicyInput {
-            remaining_pages: 0,
+            changed_pages: 0,
             throughput: None,
             ..input()
         };
         assert_eq!(predicted_blackout(&nothing), Duration::from_millis(5));
+        // Sent while others are read: the longer counts.
+        let many = PolicyInput {
+            remaining_pages: 100_000,
+            read_per_page: Duration::from_nanos(500),
+            ..input()
+        };
+        assert_eq!(predicted_blackout(&many), Duration::from_millis(55));
     }
 
     #[test]
     fn what_fits_switches_over_unless_a_pass_saves_more_than_it_costs() {
         assert_eq!(decision(&input()), Decision::SwitchOver);
         let shrinking = PolicyInput {
-            last_pages: 100_000,
+            last_changed: 100_000,
             ..input()
         };
         let go_on = Decision::Continue { defer_hot: true };
@@ -288,7 +303,7 @@ mod tests {
         };
         assert_eq!(decision(&dear), Decision::SwitchOver);
         let tiny = PolicyInput {
-            remaining_pages: 10,
+            changed_pages: 10,
             ..shrinking
         };
         assert_eq!(decision(&tiny), Decision::SwitchOver);
@@ -297,7 +312,7 @@ mod tests {
     #[test]
     fn pages_that_always_change_are_no_reason_to_go_on() {
         let all_hot = PolicyInput {
-            last_pages: 100_000,
+            last_changed: 100_000,
             hot_pages: 1000,
             ..input()
         };
@@ -314,7 +329,7 @@ mod tests {
     #[test]
     fn a_link_that_is_too_long_is_named_as_such() {
         let far = PolicyInput {
-            remaining_pages: 0,
+            changed_pages: 0,
             fixed: Duration::from_millis(500),
             not_shrinking: 6,
             ..input()
@@ -348,8 +363,8 @@ mod tests {
 
     fn too_much() -> PolicyInput {
         PolicyInput {
-            remaining_pages: 1_000_000,
-            last_pages: 1_000_000,
+            changed_pages: 1_000_000,
+            last_changed: 1_000_000,
             ..input()
         }
     }

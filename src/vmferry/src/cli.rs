@@ -80,8 +80,9 @@ pub(crate) struct DemoArgs {
     /// Page touches per second and vCPU; 0 is as fast as it goes
     #[arg(long, default_value_t = 50_000, value_name = "N")]
     pub(crate) rate: u64,
-    /// Shares of the guest's filled RAM that are zero, text-like and random
-    #[arg(long, default_value = "30:40:30", value_name = "ZERO:TEXT:RANDOM", value_parser = fill)]
+    /// Shares of the guest's filled RAM that are zero, text-like, random, and records of pointers
+    /// and small numbers; or mixed, zero-heavy, text, structs, random
+    #[arg(long, default_value = "30:40:30", value_name = "ZERO:TEXT:RANDOM[:STRUCTS]", value_parser = fill)]
     pub(crate) fill: String,
     /// MiB of RAM that the built-in guest fills (default: the working set and a quarter of the rest)
     #[arg(long, value_name = "N")]
@@ -104,9 +105,12 @@ pub(crate) struct DemoArgs {
     /// Page streams
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
     pub(crate) streams: u16,
-    /// raw, lz4, zstd[:LEVEL], brotli[:LEVEL]
-    #[arg(long, default_value = "lz4", value_parser = codec)]
+    /// auto (what has each chunk there soonest; measured), raw, lz4, zstd[:LEVEL], brotli[:LEVEL]
+    #[arg(long, default_value = "auto", value_parser = codec)]
     pub(crate) codec: String,
+    /// Most MiB of pages that are kept as they were sent, to send differences (with codec auto)
+    #[arg(long, default_value_t = 64, value_name = "MIB", value_parser = clap::value_parser!(u32).range(0..=65536))]
+    pub(crate) delta_cache_mib: u32,
     /// wp-group, kvm-log, kvm-ring, wp-async, or auto (what costs a guest least here; measured)
     #[arg(long, default_value = "auto", value_parser = tracker)]
     pub(crate) tracker: String,
@@ -120,6 +124,9 @@ pub(crate) struct DemoArgs {
     /// Fewest passes before the pause, to measure what passes cost
     #[arg(long, default_value_t = 1, value_name = "N", hide_short_help = true, value_parser = clap::value_parser!(u32).range(1..=40))]
     pub(crate) min_passes: u32,
+    /// How that limit changes while the guest moves, as in 50@1s,1000@3s, to measure what comes of it
+    #[arg(long, value_name = "MBIT@TIME,…", hide_short_help = true, value_delimiter = ',', value_parser = change)]
+    pub(crate) link_changes: Vec<(u64, Duration)>,
     /// Limit of the link in Mbit/s; 0 is no limit
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub(crate) link_mbit: u64,
@@ -167,18 +174,44 @@ fn workload(text: &str) -> Result<String, String> {
     }
 }
 
+/// Shares by name.
+const FILLS: [(&str, &str); 5] = [
+    ("mixed", "30:30:15:25"),
+    ("zero-heavy", "80:10:5:5"),
+    ("text", "0:100:0"),
+    ("structs", "0:0:0:100"),
+    ("random", "0:0:100"),
+];
+
+/// The shares, as the guest reads them.
 fn fill(text: &str) -> Result<String, String> {
-    let shares: Option<Vec<u32>> = text.split(':').map(|s| s.parse().ok()).collect();
-    match shares.as_deref() {
-        Some([z, t, r]) if z.checked_add(*t).and_then(|s| s.checked_add(*r)) == Some(100) => {
-            Ok(text.to_owned())
-        }
-        _ => Err("give three shares that sum to 100, as in 30:40:30".to_owned()),
+    if let Some((_, shares)) = FILLS.iter().find(|(name, _)| *name == text) {
+        return Ok((*shares).to_owned());
     }
+    let shares: Option<Vec<u8>> = text.split(':').map(|s| s.parse().ok()).collect();
+    shares
+        .filter(|shares| matches!(shares.len(), 3 | 4))
+        .filter(|shares| shares.iter().map(|&s| u32::from(s)).sum::<u32>() == 100)
+        .map(|shares| shares.iter().map(u8::to_string).collect::<Vec<_>>())
+        .map(|shares| shares.join(":"))
+        .ok_or_else(|| {
+            format!(
+                "give three or four shares that sum to 100, as in 30:40:30 or 30:30:15:25 \
+                 (zero, text, random, structs), or one of: {}",
+                FILLS.map(|(name, _)| name).join(", ")
+            )
+        })
+}
+
+/// A limit in Mbit/s, and when it begins.
+fn change(text: &str) -> Result<(u64, Duration), String> {
+    let (mbit, at) = text.split_once('@').ok_or("give MBIT@TIME, as in 50@1s")?;
+    let mbit = mbit.parse().map_err(|e| format!("{mbit}: {e}"))?;
+    Ok((mbit, duration(at)?))
 }
 
 fn codec(text: &str) -> Result<String, String> {
-    text.parse::<vmferry_codecs::CodecSpec>()
+    text.parse::<vmferry_codecs::CodecChoice>()
         .map(|_| text.to_owned())
         .map_err(|e| e.to_string())
 }
@@ -277,9 +310,36 @@ mod tests {
 
     #[test]
     fn shares_must_sum_to_a_hundred() {
-        assert!(fill("30:40:30").is_ok());
-        assert!(fill("30:40:31").is_err() && fill("100").is_err() && fill("a:b:c").is_err());
-        assert!(fill("4294967295:1:100").is_err());
+        assert_eq!(fill("30:40:30"), Ok("30:40:30".to_owned()));
+        assert_eq!(fill("30:30:15:25"), Ok("30:30:15:25".to_owned()));
+        // The guest knows digits only.
+        assert_eq!(fill("+30:040:30"), Ok("30:40:30".to_owned()));
+        for bad in [
+            "30:40:31",
+            "100",
+            "50:50",
+            "a:b:c",
+            "25:25:25:26",
+            "20:20:20:20:20",
+            "30:40:30:",
+            "",
+            "4294967295:1:100",
+            "256:0:100",
+        ] {
+            let error = fill(bad).unwrap_err();
+            assert!(
+                error.contains("sum to 100") && error.contains("zero-heavy"),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_named_fill_is_one_that_can_be_given_in_shares() {
+        for (name, shares) in FILLS {
+            assert_eq!(fill(name), Ok(shares.to_owned()));
+            assert_eq!(fill(shares), Ok(shares.to_owned()), "{name}");
+        }
     }
 
     #[test]

@@ -39,6 +39,11 @@ pub enum Request {
     Migrate(MigrateOptions),
     /// Cancel the migration under way, on whichever side.
     Cancel,
+    /// Send no faster than this, in the migration under way from here.
+    Limit {
+        /// In Mbit/s; 0 is no limit.
+        link_mbit: u64,
+    },
     /// Say something to the built-in workload.
     Workload(WorkloadCommand),
     /// The heartbeats noted since a moment of CLOCK_MONOTONIC, by vCPU; of the last machine where
@@ -108,8 +113,10 @@ pub struct MigrateOptions {
     pub token: String,
     /// Page streams.
     pub streams: u16,
-    /// As `--codec`.
+    /// As `--codec`, `auto` included.
     pub codec: String,
+    /// Most MiB of earlier versions of pages kept at the source, to send differences.
+    pub delta_cache_mib: u32,
     /// As `--tracker`, `auto` included.
     pub tracker: String,
     /// As `--group`.

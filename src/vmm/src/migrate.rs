@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use tokio::sync::broadcast;
-use vmferry_codecs::CodecSpec;
+use vmferry_codecs::CodecChoice;
 use vmferry_engine::destination::{self, DestinationHandle, DestinationOptions, config_of};
 use vmferry_engine::report::TrackerChoice;
 use vmferry_engine::source::{self, Live, SourceHandle, SourceOptions};
@@ -17,7 +17,9 @@ use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::policy::Limits;
 use vmferry_tracker::auto::{self, MachineSort};
 use vmferry_tracker::{GroupSize, TrackerKind};
-use vmferry_transports::{Bandwidth, LinkHint, TlsIdentity, TransportKind, connector, listen};
+use vmferry_transports::{
+    Bandwidth, Connector, LinkHint, TlsIdentity, TransportKind, connector, listen,
+};
 
 use crate::api::{Event, MigrateOptions, ProgressLine, ReceiveOptions, TlsFiles};
 use crate::events::{Happened, Happenings, sink};
@@ -47,7 +49,7 @@ pub(crate) async fn leave(
     machine: Arc<dyn Machine>,
     journal: Arc<dyn Journal>,
     asked: &MigrateOptions,
-) -> Result<(SourceHandle, MigrationId), String> {
+) -> Result<(SourceHandle, MigrationId, Arc<dyn Connector>), String> {
     let kind: TransportKind = asked.transport.parse().map_err(|e| chain(&e))?;
     let (tracker, tracker_choice) = match asked.tracker.as_str() {
         "auto" => {
@@ -73,7 +75,8 @@ pub(crate) async fn leave(
     let migration = MigrationId(id);
     let options = SourceOptions {
         streams: asked.streams,
-        codec: asked.codec.parse::<CodecSpec>().map_err(|e| chain(&e))?,
+        codec: asked.codec.parse::<CodecChoice>().map_err(|e| chain(&e))?,
+        delta_cache_bytes: u64::from(asked.delta_cache_mib) << 20,
         group: asked.group.parse::<GroupSize>().map_err(|e| chain(&e))?,
         limits: Limits {
             max_blackout,
@@ -93,8 +96,8 @@ pub(crate) async fn leave(
         Bandwidth::from_mbit(asked.link_mbit),
     )
     .map_err(|e| chain(&e))?;
-    let handle = source::start(machine, connector, journal, options)?;
-    Ok((handle, migration))
+    let handle = source::start(machine, connector.clone(), journal, options)?;
+    Ok((handle, migration, connector))
 }
 
 /// Tells of a migration's progress and end.

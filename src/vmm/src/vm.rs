@@ -12,6 +12,7 @@ use vmferry_journal::Journal;
 use vmferry_machine::{Beat, Machine, MachineConfig, MachineEvent, MachineState, Recorder};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::source::Outcome;
+use vmferry_transports::{Bandwidth, Connector};
 
 use crate::api::{Answer, Event, Migrated, Request, Status, WorkloadCommand};
 use crate::events::{Happened, Happenings, Verdict, sink};
@@ -22,7 +23,7 @@ use crate::server::Asked;
 /// A migration under way.
 enum Job {
     None,
-    Leaving(source::Canceller),
+    Leaving(source::Canceller, Arc<dyn Connector>),
     Arriving(destination::Canceller),
 }
 
@@ -102,8 +103,8 @@ impl Vm {
             Request::Migrate(options) => {
                 self.must_be_free()?;
                 let (machine, journal) = (self.the_machine()?, self.journal.clone());
-                let (handle, id) = migrate::leave(machine, journal, &options).await?;
-                self.job = Job::Leaving(handle.canceller());
+                let (handle, id, connector) = migrate::leave(machine, journal, &options).await?;
+                self.job = Job::Leaving(handle.canceller(), connector);
                 let (events, to) = (self.events.clone(), self.happenings.clone());
                 actix::spawn(migrate::watch_source(handle, events, to));
                 let migration_id = id.to_string();
@@ -111,7 +112,7 @@ impl Vm {
             }
             Request::Cancel => match &self.job {
                 Job::None => Err("there is no migration to cancel".to_owned()),
-                Job::Leaving(job) => {
+                Job::Leaving(job, _) => {
                     job.cancel();
                     Ok(Answer::Done)
                 }
@@ -119,6 +120,13 @@ impl Vm {
                     job.cancel();
                     Ok(Answer::Done)
                 }
+            },
+            Request::Limit { link_mbit } => match &self.job {
+                Job::Leaving(_, connector) => {
+                    connector.set_limit(Bandwidth::from_mbit(link_mbit));
+                    Ok(Answer::Done)
+                }
+                _ => Err("there is no migration from here that could be limited".to_owned()),
             },
             Request::Workload(WorkloadCommand::Verify) => {
                 let machine = self.the_machine()?;

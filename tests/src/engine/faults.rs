@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use vmferry_protocol::message::Message;
-use vmferry_transports::{Connection, Connector, PageWriter, TransportError};
+use vmferry_transports::{Bandwidth, Connection, Connector, PageWriter, TransportError};
 
 use super::relay;
 
@@ -234,6 +234,10 @@ impl FaultyConnector {
 impl Connector for FaultyConnector {
     fn name(&self) -> &'static str {
         self.inner.name()
+    }
+
+    fn set_limit(&self, limit: Option<Bandwidth>) {
+        self.inner.set_limit(limit);
     }
 
     fn connect(&self, page_streams: u16) -> BoxFuture<'_, Result<Connection, TransportError>> {

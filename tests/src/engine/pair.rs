@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use vmferry_codecs::CodecSpec;
+use vmferry_codecs::{CodecChoice, CodecSpec};
 use vmferry_engine::destination::{
     self, Arrived, DestinationEnd, DestinationHandle, DestinationOptions, MakeMachine, config_of,
 };
@@ -201,7 +201,7 @@ pub struct Plan {
     /// The transport.
     pub over: Over,
     /// The codec.
-    pub codec: CodecSpec,
+    pub codec: CodecChoice,
     /// Page streams.
     pub streams: u16,
     /// For both sides.
@@ -222,7 +222,7 @@ impl Default for Plan {
     fn default() -> Self {
         Self {
             over: Over::Memory,
-            codec: CodecSpec::Lz4,
+            codec: CodecChoice::Fixed(CodecSpec::Lz4),
             streams: 2,
             silence: Duration::from_secs(10),
             linger: Duration::from_millis(500),

@@ -28,7 +28,7 @@ pub struct QuicConnector {
     name: String,
     tls: TlsIdentity,
     hint: LinkHint,
-    pacer: Option<Arc<Pacer>>,
+    pacer: Arc<Pacer>,
 }
 
 impl QuicConnector {
@@ -51,7 +51,7 @@ impl QuicConnector {
             name: server_name.to_owned(),
             tls: tls.clone(),
             hint,
-            pacer: limit.map(|limit| Arc::new(Pacer::new(limit))),
+            pacer: Arc::new(Pacer::new(limit)),
         })
     }
 
@@ -123,6 +123,10 @@ fn lost(error: ConnectionError) -> String {
 impl Connector for QuicConnector {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn set_limit(&self, limit: Option<Bandwidth>) {
+        self.pacer.set(limit);
     }
 
     fn connect(&self, page_streams: u16) -> BoxFuture<'_, Result<Connection, TransportError>> {

@@ -11,13 +11,13 @@ use quinn::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::control::{read_error, write_error};
-use crate::pace::{self, Pacer};
+use crate::pace::Pacer;
 use crate::{PageReader, PageWriter, TransportError, explain};
 
 #[derive(Debug)]
 struct Writer {
     stream: SendStream,
-    pacer: Option<Arc<Pacer>>,
+    pacer: Arc<Pacer>,
 }
 
 #[derive(Debug)]
@@ -26,7 +26,7 @@ struct Reader {
 }
 
 /// The sending end of a page stream.
-pub(super) fn writer(stream: SendStream, pacer: Option<Arc<Pacer>>) -> Box<dyn PageWriter> {
+pub(super) fn writer(stream: SendStream, pacer: Arc<Pacer>) -> Box<dyn PageWriter> {
     Box::new(Writer { stream, pacer })
 }
 
@@ -42,10 +42,10 @@ impl PageWriter for Writer {
             for part in parts {
                 let mut rest = part.clone();
                 while !rest.is_empty() {
-                    if self.pacer.is_some() && !chunks.is_empty() {
+                    if self.pacer.is_limited() && !chunks.is_empty() {
                         self.write(&mut chunks).await?;
                     }
-                    let piece = pace::next(self.pacer.as_deref(), rest.len()).await;
+                    let piece = self.pacer.take(rest.len()).await;
                     chunks.push(rest.split_to(piece));
                 }
             }

@@ -31,7 +31,7 @@ pub struct TcpConnector {
     to: SocketAddr,
     name: ServerName<'static>,
     tls: TlsConnector,
-    pacer: Option<Arc<Pacer>>,
+    pacer: Arc<Pacer>,
 }
 
 impl TcpConnector {
@@ -52,7 +52,7 @@ impl TcpConnector {
             to,
             name: tls::server_name(server_name)?,
             tls: TlsConnector::from(tls.client()),
-            pacer: limit.map(|limit| Arc::new(Pacer::new(limit))),
+            pacer: Arc::new(Pacer::new(limit)),
         })
     }
 
@@ -97,6 +97,10 @@ impl TcpConnector {
 impl Connector for TcpConnector {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    fn set_limit(&self, limit: Option<Bandwidth>) {
+        self.pacer.set(limit);
     }
 
     fn connect(&self, page_streams: u16) -> BoxFuture<'_, Result<Connection, TransportError>> {

@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 
 use super::Stream;
-use crate::pace::{self, Pacer};
+use crate::pace::Pacer;
 use crate::{PageReader, PageWriter, TransportError, explain};
 
 /// What TLS may hold encrypted, in bytes: as much goes into one system call.
@@ -19,7 +19,7 @@ const WRITE_BUFFER: usize = 128 << 10;
 #[derive(Debug)]
 struct Writer {
     stream: Stream,
-    pacer: Option<Arc<Pacer>>,
+    pacer: Arc<Pacer>,
 }
 
 #[derive(Debug)]
@@ -28,7 +28,7 @@ struct Reader {
 }
 
 /// The sending end of a page stream.
-pub(super) fn writer(mut stream: Stream, pacer: Option<Arc<Pacer>>) -> Box<dyn PageWriter> {
+pub(super) fn writer(mut stream: Stream, pacer: Arc<Pacer>) -> Box<dyn PageWriter> {
     if let tokio_rustls::TlsStream::Client(stream) = &mut stream {
         stream.get_mut().1.set_buffer_limit(Some(WRITE_BUFFER));
     }
@@ -55,7 +55,7 @@ impl Writer {
         let total = parts.iter().map(Bytes::len).sum();
         let mut done = 0;
         while done < total {
-            let end = done + pace::next(self.pacer.as_deref(), total - done).await;
+            let end = done + self.pacer.take(total - done).await;
             while done < end {
                 let slices = window(parts, done, end - done);
                 match self.stream.write_vectored(&slices).await? {

@@ -1,12 +1,15 @@
 //! `CompressorPool`: threads that protect, read and encode chunks.
 
+use std::sync::Arc;
+
 use actix::{Actor, Handler, Message, Recipient, SyncContext};
 use vmferry_protocol::pending::Chunk;
 use vmferry_protocol::source::SourceEvent;
 
 use super::tracker::Live;
+use crate::compression::Compression;
 use crate::encode::{Encoded, Encoder, Frame};
-use crate::priority::Helpers;
+use crate::processors::priority::Helpers;
 use crate::source::Told;
 
 /// A compressor thread.
@@ -15,6 +18,7 @@ pub(crate) struct Compressor {
     pub(crate) encoder: Encoder,
     pub(crate) live: Live,
     pub(crate) helpers: Helpers,
+    pub(crate) compression: Arc<Compression>,
     pub(crate) frames: async_channel::Sender<Frame>,
     pub(crate) owner: Recipient<Told>,
 }
@@ -44,6 +48,10 @@ impl Handler<Encode> for Compressor {
     type Result = ();
 
     fn handle(&mut self, Encode { chunk, protect }: Encode, _: &mut SyncContext<Self>) {
+        // Not while the link has enough to do, nor while processors have: a page that is read
+        // later is younger.
+        self.compression.link().wait_for_room();
+        let _inside = self.compression.gate().enter();
         // After an abort nothing is protected any more: nobody would take it off again.
         let Some(_guard) = self.live.guard() else {
             return;
@@ -63,6 +71,8 @@ impl Handler<Encode> for Compressor {
                 // Counted before it goes, so that it is counted before it is acknowledged.
                 self.owner
                     .do_send(Told(SourceEvent::ChunkSent(frame.stats)));
+                let bytes = frame.stats.bytes_wire;
+                self.compression.link().queue(bytes);
                 // Never full: it holds a window of chunks. Closed: there is no connection.
                 let _ = self.frames.try_send(frame);
             }

@@ -11,6 +11,7 @@ use vmferry_protocol::message;
 use vmferry_protocol::wire::FrameDecoder;
 use vmferry_transports::{Connection, Connector, TransportError};
 
+use crate::compression::Link;
 use crate::encode::Frame;
 use crate::line::{A_MOMENT, Ear, FromLine, Line};
 use crate::pages;
@@ -37,6 +38,7 @@ pub(crate) struct Transport {
     token: Token,
     /// Boxed, as an actor must be `Unpin`.
     frames: Box<async_channel::Receiver<Frame>>,
+    link: Arc<Link>,
     owner: Recipient<TransportEvent>,
     line: Option<Line>,
     pages: JoinSet<()>,
@@ -51,6 +53,7 @@ impl Transport {
         migration: MigrationId,
         token: Token,
         frames: async_channel::Receiver<Frame>,
+        link: Arc<Link>,
         owner: Recipient<TransportEvent>,
     ) -> Self {
         Self {
@@ -58,6 +61,7 @@ impl Transport {
             migration,
             token,
             frames: Box::new(frames),
+            link,
             owner,
             line: None,
             pages: JoinSet::new(),
@@ -71,8 +75,9 @@ impl Transport {
         let preambles = pages::preambles(self.migration, &self.token, connection.pages.len());
         for (stream, preamble) in connection.pages.into_iter().zip(preambles) {
             let (frames, addr) = ((*self.frames).clone(), addr.clone());
+            let link = self.link.clone();
             self.pages.spawn(async move {
-                if let Err(detail) = pages::send(stream, preamble, frames).await {
+                if let Err(detail) = pages::send(stream, preamble, frames, &link).await {
                     tokio::time::sleep(A_MOMENT).await;
                     addr.do_send(Broken { epoch, detail });
                 }

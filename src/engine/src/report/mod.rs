@@ -95,8 +95,29 @@ pub struct PassReport {
     pub read_ms: f64,
     /// Bytes on the page streams, before TLS.
     pub bytes_wire: u64,
+    /// What each codec did; zero pages need none.
+    #[serde(default)]
+    pub codecs: BTreeMap<String, CodecReport>,
+    /// For how many chunks the codec was chosen for what reason.
+    #[serde(default)]
+    pub choices: BTreeMap<String, u64>,
     /// Whether the guest was paused.
     pub r#final: bool,
+}
+
+/// What a codec did in a pass.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CodecReport {
+    /// Chunks that it encoded.
+    pub chunks: u64,
+    /// Pages in them.
+    pub pages: u64,
+    /// Encoded bytes.
+    pub bytes: u64,
+    /// Encoded ÷ plain.
+    pub ratio: f64,
+    /// Processor time, summed over all threads, in milliseconds.
+    pub processor_ms: f64,
 }
 
 /// A decision of the policy.

@@ -1,8 +1,11 @@
 //! The report as text for people.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::{MigrationReport, ReportOutcome};
+use vmferry_protocol::PAGE_SIZE;
+
+use super::{CodecReport, MigrationReport, ReportOutcome};
 
 const MIB: f64 = (1 << 20) as f64;
 
@@ -26,6 +29,7 @@ pub fn render(r: &MigrationReport) -> String {
     let _ = write_head(&mut out, r);
     let _ = write_blackout(&mut out, r);
     let _ = write_passes(&mut out, r);
+    let _ = write_codecs(&mut out, r);
     let _ = write_notifications(&mut out, r);
     let _ = write_guest(&mut out, r);
     out
@@ -82,6 +86,42 @@ fn write_head(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
         r.peak_extra_rss_destination_bytes
             .map_or_else(|| "–".to_owned(), mib)
     )
+}
+
+/// What each codec made of what, over all passes, and why it was chosen.
+fn write_codecs(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
+    let mut used: BTreeMap<&str, CodecReport> = BTreeMap::new();
+    let mut choices: BTreeMap<&str, u64> = BTreeMap::new();
+    for pass in &r.passes {
+        for (codec, more) in &pass.codecs {
+            let sum = used.entry(codec).or_default();
+            sum.pages += more.pages;
+            sum.bytes += more.bytes;
+            sum.processor_ms += more.processor_ms;
+        }
+        for (why, chunks) in &pass.choices {
+            *choices.entry(why).or_default() += chunks;
+        }
+    }
+    for (codec, sum) in &used {
+        let plain = sum.pages * PAGE_SIZE;
+        writeln!(
+            out,
+            "  {codec:<10} {} to {} ({:.2}) · {:.0} ms of processor time",
+            mib(plain),
+            mib(sum.bytes),
+            sum.bytes as f64 / plain.max(1) as f64,
+            sum.processor_ms
+        )?;
+    }
+    let choices: Vec<_> = choices
+        .iter()
+        .map(|(why, n)| format!("{why} {n}"))
+        .collect();
+    if !choices.is_empty() {
+        writeln!(out, "  chosen     {} (chunks)", choices.join(", "))?;
+    }
+    Ok(())
 }
 
 fn write_blackout(out: &mut String, r: &MigrationReport) -> std::fmt::Result {

@@ -29,12 +29,13 @@ use crate::actors::tracker::{Harvest, Live, StopTracking, Tracker};
 use crate::actors::transport::{Close, Connect, Say, Transport, TransportEvent};
 use crate::buffers::Buffers;
 use crate::clock::Clock;
+use crate::compression::{Compression, Link};
 use crate::encode::{Encoder, Frame};
 use crate::fingerprints::{Fingerprints, KEY_BYTES};
 use crate::meter::Meter;
-use crate::priority::Helpers;
-use crate::run_delay::vcpu_run_delay;
-use crate::steer::Steering;
+use crate::processors::Watch;
+use crate::processors::priority::Helpers;
+use crate::processors::run_delay::vcpu_run_delay;
 
 /// Costs of a switchover beside pages and round trips, as reckoned before any was measured.
 const FIXED_COST: Duration = Duration::from_millis(3);
@@ -68,7 +69,8 @@ pub(crate) struct Migration {
     meter: Meter,
     helpers: Helpers,
     sent: Option<Arc<Fingerprints>>,
-    steering: Steering,
+    watch: Watch,
+    compression: Arc<Compression>,
     run_delay_before: Duration,
     run_delay_at_pause: Option<Duration>,
     progress: watch::Sender<Option<LiveProgress>>,
@@ -112,13 +114,18 @@ impl Migration {
             true => Some(Arc::new(fingerprints(&ram)?)),
             false => None,
         };
-        let encoders = (0..options.compressors.max(1))
-            .map(|_| {
-                let (ram, tracker) = (ram.clone(), tracker.clone());
-                Encoder::new(ram, tracker, options.codec, buffers.clone(), sent.clone())
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| e.to_string())?;
+        let threads = options.compressors.max(1);
+        let kept = usize::try_from(options.delta_cache_bytes).unwrap_or(usize::MAX);
+        let link = Arc::new(Link::default());
+        let compression = Arc::new(Compression::new(options.codec, link, threads, kept));
+        let encoders = (0..threads).map(|_| {
+            let (ram, tracker, compression) = (ram.clone(), tracker.clone(), compression.clone());
+            Encoder::new(ram, tracker, compression, buffers.clone(), sent.clone())
+        });
+        let encoders = encoders.collect();
+        let helpers = Helpers::default();
+        let budget = options.budget.clone();
+        let watch = Watch::start(compression.gate().clone(), helpers.clone(), budget);
         let clock = Clock::start();
         let layout = shape.ram.clone();
         let config = SourceConfig {
@@ -152,9 +159,10 @@ impl Migration {
             team: None,
             timer: None,
             meter,
-            helpers: Helpers::default(),
+            watch,
+            helpers,
             sent,
-            steering: Steering::start(),
+            compression,
             run_delay_before: vcpu_run_delay(),
             run_delay_at_pause: None,
             progress,
@@ -170,6 +178,7 @@ impl Migration {
             self.options.migration,
             self.options.token,
             to_send,
+            self.compression.link().clone(),
             ctx.address().recipient(),
         )
         .start();
@@ -183,7 +192,7 @@ impl Migration {
                 owner: owner.clone(),
             })
         };
-        let helpers = self.helpers.clone();
+        let (helpers, compression) = (self.helpers.clone(), self.compression.clone());
         let threads = parts.encoders.len();
         let encoders = std::sync::Mutex::new(parts.encoders);
         let compressors = SyncArbiter::start(threads, move || {
@@ -196,6 +205,7 @@ impl Migration {
                 encoder,
                 live: live.clone(),
                 helpers: helpers.clone(),
+                compression: compression.clone(),
                 frames: frames.clone(),
                 owner: told.clone(),
             }
@@ -268,7 +278,7 @@ impl Migration {
                 // Now, and not while the guest stands still.
                 self.run_delay_at_pause = Some(vcpu_run_delay());
                 self.helpers.hurry(true);
-                self.steering.stop();
+                self.watch.stop();
                 team.hands.do_send(Do::Pause(machine));
             }
             // This machine has no storage whose jobs could be in flight.
@@ -323,13 +333,14 @@ impl Migration {
             return;
         };
         let run_delay = self.run_delay();
+        self.compression.link().close();
         let mut report = summarise(
             &*self.machine,
             &self.options,
             self.connector_name,
             &outcome,
             self.core.stats(),
-            self.tracker.costs(),
+            (self.tracker.costs(), &self.compression.tally()),
             self.clock.now(),
         );
         let pause = self.core.stats().timeline.pause;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use actix::{Actor, Addr, Message};
 use tokio::sync::{oneshot, watch};
-use vmferry_codecs::CodecSpec;
+use vmferry_codecs::CodecChoice;
 use vmferry_journal::Journal;
 use vmferry_machine::{Machine, MachineState};
 use vmferry_protocol::ids::{MigrationId, Token};
@@ -24,6 +24,7 @@ use vmferry_protocol::{PageRange, RamLayout};
 use vmferry_tracker::{GroupSize, NotificationCosts, TrackerKind};
 use vmferry_transports::{Connector, MAX_STREAMS};
 
+use crate::Budget;
 use crate::report::{MigrationReport, TrackerChoice};
 use actor::{Cancel, Migration};
 
@@ -37,7 +38,9 @@ pub struct SourceOptions {
     /// Page streams, 1 to [`MAX_STREAMS`].
     pub streams: u16,
     /// How pages are compressed.
-    pub codec: CodecSpec,
+    pub codec: CodecChoice,
+    /// Most bytes of earlier versions of pages that are kept, to send differences.
+    pub delta_cache_bytes: u64,
     /// How changed pages are found.
     pub tracker: TrackerKind,
     /// Why so, for the report, where nobody said how.
@@ -46,8 +49,10 @@ pub struct SourceOptions {
     pub group: GroupSize,
     /// The operator's limits.
     pub limits: Limits,
-    /// Compressor threads.
+    /// Compressor threads; how many of them work follows idle processors.
     pub compressors: usize,
+    /// What the compressors of all migrations of this host share.
+    pub budget: Option<Budget>,
     /// Most bytes of pages on their way at once: this bounds the memory of both sides.
     pub window_bytes: u64,
     /// The connection counts as lost after this silence.
@@ -58,6 +63,8 @@ pub struct SourceOptions {
 
 /// Default of [`SourceOptions::window_bytes`]: 16 MiB, what 10 Gbit/s carry in 13 ms.
 pub const WINDOW_BYTES: u64 = 16 << 20;
+/// Default of [`SourceOptions::delta_cache_bytes`].
+pub const DELTA_CACHE_BYTES: u64 = 64 << 20;
 /// Default of [`SourceOptions::silence`], and the destination's.
 pub const SILENCE: Duration = Duration::from_secs(10);
 /// Default of [`SourceOptions::reconnect_for`], and how long the destination stays reachable.
@@ -72,12 +79,14 @@ impl SourceOptions {
             migration,
             token,
             streams: 2,
-            codec: CodecSpec::Lz4,
+            codec: CodecChoice::Auto,
+            delta_cache_bytes: DELTA_CACHE_BYTES,
             tracker,
             tracker_choice: None,
             group: GroupSize::Auto,
             limits: Limits::default(),
             compressors: cores.min(4),
+            budget: None,
             window_bytes: WINDOW_BYTES,
             silence: SILENCE,
             reconnect_for: RECONNECT_FOR,

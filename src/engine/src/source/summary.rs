@@ -12,16 +12,28 @@ use vmferry_protocol::source::{Outcome, PassStats, SourceStats};
 use vmferry_tracker::NotificationCosts;
 
 use super::SourceOptions;
+use crate::compression::tally::{Tally, Used};
 use crate::report::{
-    BlackoutBreakdown, DecisionReport, GuestReport, MigrationReport, NotificationReport,
-    PassReport, ReportOutcome,
+    BlackoutBreakdown, CodecReport, DecisionReport, GuestReport, MigrationReport,
+    NotificationReport, PassReport, ReportOutcome,
 };
 
 fn ms(d: Duration) -> f64 {
     d.as_secs_f64() * 1e3
 }
 
-fn pass(p: &PassStats) -> PassReport {
+fn codec(used: Used) -> CodecReport {
+    CodecReport {
+        chunks: used.chunks,
+        pages: used.plain / PAGE_SIZE,
+        bytes: used.encoded,
+        ratio: used.encoded as f64 / used.plain.max(1) as f64,
+        processor_ms: ms(used.processor),
+    }
+}
+
+fn pass(p: &PassStats, tally: &Tally) -> PassReport {
+    let codecs = tally.codecs(p.pass);
     PassReport {
         pass: p.pass,
         duration_ms: ms(p.duration),
@@ -31,6 +43,13 @@ fn pass(p: &PassStats) -> PassReport {
         pages_deferred: p.pages_deferred,
         notifications: p.notifications,
         read_ms: ms(p.read),
+        codecs: codecs
+            .map(|(c, used)| (c.to_owned(), codec(used)))
+            .collect(),
+        choices: tally
+            .reasons(p.pass)
+            .map(|(why, n)| (why.to_owned(), n))
+            .collect(),
         bytes_wire: p.bytes_wire,
         r#final: p.paused,
     }
@@ -86,7 +105,7 @@ pub(super) fn summarise(
     transport: &'static str,
     outcome: &Outcome,
     stats: &SourceStats,
-    costs: NotificationCosts,
+    (costs, tally): (NotificationCosts, &Tally),
     now: Time,
 ) -> MigrationReport {
     let (outcome, reason) = match outcome {
@@ -122,7 +141,7 @@ pub(super) fn summarise(
         blackout_breakdown_ms: parts,
         blackout_guest_ms: None,
         blackout_predicted_ms: stats.predicted_blackout.map(ms),
-        passes: stats.passes.iter().map(pass).collect(),
+        passes: stats.passes.iter().map(|p| pass(p, tally)).collect(),
         bytes_memory: (stats.pages_data + stats.pages_zero) * PAGE_SIZE,
         bytes_wire: stats.bytes_wire,
         bytes_by_codec: stats.bytes_by_codec.iter().map(named).collect(),

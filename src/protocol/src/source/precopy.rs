@@ -24,8 +24,8 @@ impl Source {
         let pages = dirty.len();
         if self.pass > 1 {
             self.hot.intersect(&dirty);
-            let last = self.stats.last_pass_pages();
-            if pages * 10 >= last * 9 {
+            let changed = self.stats.likely_changed(pages, self.hot.len());
+            if changed * 10 >= self.stats.last_pass_changed() * 9 {
                 self.not_shrinking += 1;
             } else {
                 self.not_shrinking = 0;
@@ -73,7 +73,9 @@ impl Source {
             passes: self.pass.saturating_sub(1),
             remaining_pages,
             hot_pages: self.hot.len(),
-            last_pages: self.stats.last_pass_pages(),
+            changed_pages: self.stats.likely_changed(remaining_pages, self.hot.len()),
+            last_changed: self.stats.last_pass_changed(),
+            read_per_page: self.stats.read_per_page(),
             last_duration: self.stats.last_pass_duration(),
             last_stall: self.stats.current.stall,
             bytes_per_page: self.stats.bytes_per_page(),

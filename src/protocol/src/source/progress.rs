@@ -135,12 +135,14 @@ pub struct SourceStats {
     pub throttled: bool,
     /// Bytes and seconds of past passes, older ones weighing less.
     rate: (f64, f64),
-    /// Bytes and pages of past passes.
-    density: (f64, f64),
+    /// Bytes for a changed page, in the last pass that says something about it.
+    bytes_per_page: Option<f64>,
 }
 
 /// Passes shorter than this say nothing about the link.
 const TELLING_BYTES: u64 = 256 << 10;
+/// And passes of fewer changed pages nothing about what one takes.
+const TELLING_PAGES: u64 = 32;
 
 impl SourceStats {
     pub(super) fn new(now: Time) -> Self {
@@ -164,7 +166,7 @@ impl SourceStats {
             decisions: Vec::new(),
             throttled: false,
             rate: (0.0, 0.0),
-            density: (0.0, 0.0),
+            bytes_per_page: None,
         }
     }
 
@@ -216,8 +218,10 @@ impl SourceStats {
         if pass.bytes_wire >= TELLING_BYTES || self.rate.1 == 0.0 {
             self.rate.0 = self.rate.0 / 2.0 + pass.bytes_wire as f64;
             self.rate.1 = self.rate.1 / 2.0 + pass.duration.as_secs_f64();
-            self.density.0 = self.density.0 / 2.0 + pass.bytes_wire as f64;
-            self.density.1 = self.density.1 / 2.0 + pass.pages_considered as f64;
+        }
+        let changed = pass.pages_data + pass.pages_zero;
+        if changed >= TELLING_PAGES || (changed > 0 && self.bytes_per_page.is_none()) {
+            self.bytes_per_page = Some(pass.bytes_wire as f64 / changed as f64);
         }
         self.passes.push(pass);
     }
@@ -228,19 +232,39 @@ impl SourceStats {
         (self.rate.1 > 0.0 && self.rate.0 > 0.0).then(|| self.rate.0 / self.rate.1)
     }
 
-    /// Wire bytes per page; a page and a little where nothing is known.
+    /// Wire bytes per page that had changed; a page and a little where nothing is known.
     #[must_use]
     pub fn bytes_per_page(&self) -> f64 {
-        if self.density.1 > 0.0 {
-            self.density.0 / self.density.1
-        } else {
-            4100.0
-        }
+        self.bytes_per_page.unwrap_or(4100.0)
     }
 
-    pub(super) fn last_pass_pages(&self) -> u64 {
+    /// Pages that had changed when the last pass came to them, and those left for the end.
+    pub(super) fn last_pass_changed(&self) -> u64 {
         let last = self.passes.last();
-        last.map_or(0, |p| p.pages_considered + p.pages_deferred)
+        last.map_or(0, |p| p.pages_data + p.pages_zero + p.pages_deferred)
+    }
+
+    /// Of `remaining` pages that may have changed since the last pass began, how many are likely
+    /// to have. All of them, where trackers are exact. Where content is compared, many are mere
+    /// neighbours of what was written: the guest is expected to have gone on as it did before.
+    pub(super) fn likely_changed(&self, remaining: u64, hot: u64) -> u64 {
+        let [.., before, last] = self.passes.as_slice() else {
+            return remaining;
+        };
+        if self.pages_unchanged == 0 || before.duration.is_zero() {
+            return remaining;
+        }
+        let longer = last.duration.as_secs_f64() / before.duration.as_secs_f64();
+        let changed = self.last_pass_changed() as f64 * longer;
+        (changed.ceil() as u64).max(hot).min(remaining)
+    }
+
+    /// Time to read and compare a page, by one thread; zero before anything was compared.
+    pub(super) fn read_per_page(&self) -> Duration {
+        let last = self.passes.last();
+        last.map_or(Duration::ZERO, |p| {
+            p.read.div_f64(p.pages_considered.max(1) as f64)
+        })
     }
 
     pub(super) fn last_pass_duration(&self) -> Duration {

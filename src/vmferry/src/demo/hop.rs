@@ -25,6 +25,8 @@ pub(super) struct Hop {
 }
 
 const SECOND_NS: u64 = 1_000_000_000;
+/// Longer than anybody waits for a demo.
+const NEVER: Duration = Duration::from_secs(1 << 30);
 /// How long a destination may take to notice that nothing will come: its silence, and a little.
 const UNTOLD: Duration = Duration::from_secs(15);
 
@@ -61,6 +63,7 @@ pub(super) async fn hop(
         token,
         streams: args.streams,
         codec: args.codec.clone(),
+        delta_cache_mib: args.delta_cache_mib,
         tracker: args.tracker.clone(),
         group: args.group.clone(),
         throttle_pct: args.throttle,
@@ -76,7 +79,7 @@ pub(super) async fn hop(
         mut report,
         start_ns,
         pause_ns,
-    } = departure(from, show).await?;
+    } = departure(from, &args.link_changes, show).await?;
     if report.outcome != ReportOutcome::Completed {
         // It may never have heard of the source; where it has, it has ended or soon will.
         let _ = to.call(Request::Cancel).await;
@@ -124,10 +127,26 @@ async fn beats(host: &mut Host, since_ns: u64) -> Result<Vec<Vec<Beat>>, DemoErr
 }
 
 /// Shows progress until the source says how it ended. Ctrl-C cancels.
-async fn departure(from: &mut Host, show: &Show) -> Result<Migrated, DemoError> {
+async fn departure(
+    from: &mut Host,
+    link_changes: &[(u64, Duration)],
+    show: &Show,
+) -> Result<Migrated, DemoError> {
+    let began = tokio::time::Instant::now();
+    let mut changes = link_changes.iter();
+    let mut change = changes.next();
     loop {
+        let next = change.map_or(NEVER, |(_, at)| *at);
         let event = tokio::select! {
             event = from.event() => event?,
+            () = tokio::time::sleep_until(began + next) => {
+                if let Some(&(link_mbit, _)) = change {
+                    // Too late, it changes nothing.
+                    let _ = from.call(Request::Limit { link_mbit }).await;
+                }
+                change = changes.next();
+                continue;
+            }
             () = show.interrupted() => {
                 show.step("cancelling: the guest goes on at the source");
                 // Too late a cancel is answered by the migration's end.

@@ -293,7 +293,8 @@ impl Move {
                 tls: tls(&from.keys),
                 token,
                 streams: 2,
-                codec: "lz4".to_owned(),
+                delta_cache_mib: 16,
+                codec: "auto".to_owned(),
                 tracker: "auto".to_owned(),
                 group: "auto".to_owned(),
                 throttle_pct: 0,
@@ -310,7 +311,9 @@ impl Move {
         self
     }
 
+    /// And so that it takes its time: nothing is compressed.
     pub(crate) fn slow(mut self) -> Self {
+        "raw".clone_into(&mut self.migrate.codec);
         self.receive.link_mbit = super::SLOW_MBIT;
         self.migrate.link_mbit = super::SLOW_MBIT;
         self

@@ -4,73 +4,21 @@
 //! within microseconds, wherever it ran last, and a vCPU that runs there waits for it. Priorities
 //! shorten that wait, they do not avoid it. So while the guest runs, every thread that is not a
 //! vCPU's is kept to the processors that no busy vCPU of this process has used of late; where
-//! none is left, all may run everywhere, and priorities decide ([`crate::priority`]).
+//! none is left, all may run everywhere, and priorities decide ([`super::priority`]).
 //!
 //! Each thread's own affinity, as the operator or systemd set it, is never widened, and comes back
 //! at the end.
 
 use std::collections::HashMap;
 use std::fs;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 
-use crate::run_delay::NAMED;
-
-const EVERY: Duration = Duration::from_millis(50);
 /// A vCPU that ran for at least one part in so many of the time is busy.
 const BUSY: u32 = 4;
 /// The thread that answers write faults: the vCPU that waits for it has left its processor.
 const ANSWERS: &str = "write-faults";
-
-/// Steers from its start until it is stopped or dropped.
-#[derive(Debug)]
-pub(crate) struct Steering {
-    stopped: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Steering {
-    /// Begins.
-    pub(crate) fn start() -> Self {
-        let stopped = Arc::new(AtomicBool::new(false));
-        let here = stopped.clone();
-        let steer = move || {
-            let mut threads = Threads::of(NAMED);
-            while !here.load(Ordering::Acquire) {
-                threads.look();
-                std::thread::park_timeout(EVERY);
-            }
-            threads.release();
-        };
-        let thread = std::thread::Builder::new()
-            .name("steering".to_owned())
-            .stack_size(128 << 10)
-            .spawn(steer)
-            .ok();
-        Self { stopped, thread }
-    }
-
-    /// Every thread may run again where it might before. Soon, and without waiting for it.
-    pub(crate) fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-        if let Some(thread) = &self.thread {
-            thread.thread().unpark();
-        }
-    }
-}
-
-impl Drop for Steering {
-    fn drop(&mut self) {
-        self.stop();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
 
 /// What is known of a thread.
 enum Known {
@@ -85,7 +33,8 @@ enum Known {
     },
 }
 
-struct Threads {
+/// The threads of this process.
+pub(super) struct Threads {
     /// What the names of vCPU threads begin with.
     vcpus: &'static str,
     known: HashMap<i32, Known>,
@@ -93,7 +42,7 @@ struct Threads {
 }
 
 impl Threads {
-    fn of(vcpus: &'static str) -> Self {
+    pub(super) fn of(vcpus: &'static str) -> Self {
         Self {
             vcpus,
             known: HashMap::new(),
@@ -102,7 +51,7 @@ impl Threads {
     }
 
     /// Looks where vCPUs run, and moves the others away.
-    fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         let now = numbers();
         self.known.retain(|tid, _| now.contains(tid));
         let mut busy = Vec::new();
@@ -144,7 +93,8 @@ impl Threads {
         }
     }
 
-    fn release(&mut self) {
+    /// Every thread may run again where it might before.
+    pub(super) fn release(&mut self) {
         for (tid, known) in self.known.drain() {
             if let Known::Steered { own } = known {
                 allow(tid, &own);
@@ -213,6 +163,9 @@ fn processor(stat: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn set(processors: &[usize]) -> CpuSet {
@@ -267,11 +220,6 @@ mod tests {
         assert!(sched_getaffinity(None).unwrap() == left);
         assert!(matches!(threads.known[&me], Known::Steered { .. }));
         threads.release();
-        assert!(sched_getaffinity(None).unwrap() == before);
-        // And so by itself, whenever it is stopped.
-        let steering = Steering::start();
-        steering.stop();
-        drop(steering);
         assert!(sched_getaffinity(None).unwrap() == before);
         ended.store(true, Ordering::Relaxed);
         assert!(vcpu.join().unwrap() == before, "a vCPU is not steered");

@@ -16,11 +16,12 @@ type Tid = libc::pid_t;
 pub(crate) struct Helpers {
     threads: Arc<Mutex<Vec<Tid>>>,
     hurried: Arc<AtomicBool>,
+    starved: Arc<AtomicBool>,
 }
 
-/// How far helpers step back where they take a share: about a quarter of a processor that a vCPU
+/// How far helpers step back where they take a share: about a fifteenth of a processor that a vCPU
 /// wants, too.
-const NICE: libc::c_int = 5;
+const NICE: libc::c_int = 12;
 /// Work that takes longer than this, and ran for less than a tenth of it, was starved.
 const STARVED: Duration = Duration::from_millis(20);
 const RAN_AT_LEAST: u32 = 10;
@@ -59,19 +60,31 @@ impl Helpers {
     /// Does a piece of work. Where it had to wait for a processor for nearly all of its time, no
     /// helper waits for idle ones any more.
     pub(crate) fn work<T>(&self, f: impl FnOnce() -> T) -> T {
-        let (began, ran) = (Instant::now(), own_cpu_time());
+        let timer = WorkTimer::start();
         let result = f();
-        let took = began.elapsed();
-        let ran = own_cpu_time().saturating_sub(ran);
+        let Worked { took, ran } = timer.worked();
         if starved(took, ran) && !self.hurried.load(Ordering::SeqCst) {
             tracing::info!(
                 ?took,
                 ?ran,
                 "no processor is idle: compressors take a share"
             );
+            self.starved.store(true, Ordering::SeqCst);
             self.hurry(true);
         }
         result
+    }
+
+    /// Whether helpers take a share because no processor is idle.
+    pub(crate) fn were_starved(&self) -> bool {
+        self.starved.load(Ordering::SeqCst)
+    }
+
+    /// Processors are idle again, and enough for helpers.
+    pub(crate) fn idle_again(&self) {
+        if self.starved.swap(false, Ordering::SeqCst) {
+            self.hurry(false);
+        }
     }
 
     /// Does what somebody may wait for at ordinary priority. For helpers only.
@@ -96,6 +109,37 @@ impl Helpers {
 
 fn starved(took: Duration, ran: Duration) -> bool {
     took > STARVED && ran * RAN_AT_LEAST < took
+}
+
+/// How long work of the calling thread takes, and how long it runs.
+pub(crate) struct WorkTimer {
+    began: Instant,
+    ran: Duration,
+}
+
+/// What a piece of work took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Worked {
+    /// From beginning to end.
+    pub(crate) took: Duration,
+    /// On a processor.
+    pub(crate) ran: Duration,
+}
+
+impl WorkTimer {
+    pub(crate) fn start() -> Self {
+        Self {
+            began: Instant::now(),
+            ran: own_cpu_time(),
+        }
+    }
+
+    pub(crate) fn worked(&self) -> Worked {
+        Worked {
+            took: self.began.elapsed(),
+            ran: own_cpu_time().saturating_sub(self.ran),
+        }
+    }
 }
 
 /// Time that the calling thread has run.

@@ -12,6 +12,15 @@ pub(crate) const NAMED: &str = "vcpu";
 /// Time that all vCPU threads of this process have waited, summed; zero where the kernel does not
 /// tell.
 pub(crate) fn vcpu_run_delay() -> Duration {
+    of_vcpus(1)
+}
+
+/// Time that all vCPU threads of this process have run, summed.
+pub(crate) fn vcpu_run_time() -> Duration {
+    of_vcpus(0)
+}
+
+fn of_vcpus(figure: usize) -> Duration {
     let Ok(threads) = fs::read_dir("/proc/self/task") else {
         return Duration::ZERO;
     };
@@ -21,12 +30,12 @@ pub(crate) fn vcpu_run_delay() -> Duration {
             fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.starts_with(NAMED))
         })
         .filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok())
-        .filter_map(|stat| waited(&stat))
+        .filter_map(|stat| nth(&stat, figure))
         .sum()
 }
 
-fn waited(schedstat: &str) -> Option<Duration> {
-    let nanos = schedstat.split_whitespace().nth(1)?.parse().ok()?;
+fn nth(schedstat: &str, figure: usize) -> Option<Duration> {
+    let nanos = schedstat.split_whitespace().nth(figure)?.parse().ok()?;
     Some(Duration::from_nanos(nanos))
 }
 
@@ -36,14 +45,14 @@ mod tests {
 
     #[test]
     fn the_second_figure_is_the_time_waited() {
-        assert_eq!(waited("100 250 3\n"), Some(Duration::from_nanos(250)));
-        assert_eq!(waited("100"), None);
-        assert_eq!(waited(""), None);
+        assert_eq!(nth("100 250 3\n", 1), Some(Duration::from_nanos(250)));
+        assert_eq!(nth("100", 1), None);
+        assert_eq!(nth("", 0), None);
     }
 
     #[test]
     fn only_threads_named_so_count() {
         // This process has none.
-        assert_eq!(vcpu_run_delay(), Duration::ZERO);
+        assert_eq!(vcpu_run_delay() + vcpu_run_time(), Duration::ZERO);
     }
 }

@@ -1,0 +1,228 @@
+//! Which codec a chunk gets: the one with which the migration ends soonest.
+//!
+//! Two things can be what everything waits for: the link and the compressors. Between them is a
+//! queue of bounded length. How full it is, *f*, says which of the two it is, and so what a second
+//! of each is worth. With a codec of speed *v* and ratio *r* (encoded ÷ plain), *N* compressors and
+//! a link of throughput *B*, a chunk of *S* bytes costs
+//!
+//! ```text
+//! f · r · S / B  +  (1 − f) · S / (v · N)          raw: f · S / B
+//! ```
+//!
+//! A full queue makes the smallest win, an empty one makes raw win, and in between codecs are mixed
+//! so that link and compressors are both busy all the time, which is the quickest that can be (f is
+//! the dual variable of the linear program that this is). A link that changes changes the queue,
+//! and with it the choice, before it is even measured.
+//!
+//! *v* and *r* are learned for each kind of content ([`Content`]); what was measured last counts
+//! most. *v* is by processor time, divided by the share of a processor that compressors get.
+//!
+//! Pure: time, link and processors are told, nothing is measured here.
+
+mod link;
+mod model;
+
+use std::time::Duration;
+
+pub use link::LinkMeter;
+pub use model::CANDIDATES;
+use model::{Estimate, Model};
+
+use crate::{CodecSpec, Content};
+
+/// What is assumed before anything was measured: 1 Gbit/s and a queue that is a third full, so that
+/// what nearly vanishes is compressed, and nothing else.
+const UNMEASURED: f64 = 125e6;
+const UNMEASURED_FILL: f64 = 0.3;
+/// A codec must save this share of what sending the chunk raw takes: in doubt, raw.
+const MUST_SAVE: f64 = 0.05;
+/// What a second of processor time is worth in seconds of the migration: a little while
+/// processors are idle (heat, other users), more where none is.
+const PRICE_IDLE: f64 = 0.02;
+const PRICE_BUSY: f64 = 0.3;
+/// Spare processors from which on they are there for the taking.
+const SPARE: f64 = 0.5;
+/// Every so many chunks, a codec may be tried that is not known to be best.
+const TRY_EVERY: u64 = 24;
+/// How much better than known a codec may turn out, and worse than the best it may be by now.
+const HOPE: f64 = 0.75;
+const TRY_WITHIN: f64 = 1.5;
+/// From so full a queue on, the link is said to be what everything waits for.
+const LINK_BOUND: f64 = 0.5;
+/// Compressors that get less than this share of a processor are as good as stopped.
+const LEAST_SHARE: f64 = 0.02;
+
+/// How things stand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Conditions {
+    /// Since any fixed moment.
+    pub now: Duration,
+    /// What the link takes, in bytes per second; none before that is known.
+    pub bytes_per_second: Option<f64>,
+    /// How full the queue before the link is, 0 to 1.
+    pub fill: f64,
+    /// Compressors that work at a time.
+    pub compressors: usize,
+    /// Share of a processor that a compressor gets while it works, 0 to 1.
+    pub share: f64,
+    /// Processors of this host that nobody but this migration uses.
+    pub spare: f64,
+}
+
+/// Why a codec was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Why {
+    /// The link is what everything waits for: fewer bytes are there sooner.
+    Link,
+    /// Link and compressors are both busy; this keeps both so.
+    Saves,
+    /// Compressing would take longer than it saves.
+    TooSlow,
+    /// There is nothing to be saved.
+    Incompressible,
+    /// To see how it does.
+    Trial,
+    /// Somebody said so.
+    Fixed,
+    /// The destination has an earlier version of the pages, and the difference is small.
+    Difference,
+}
+
+impl Why {
+    /// The name used in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Link => "link",
+            Self::Saves => "saves",
+            Self::TooSlow => "too-slow",
+            Self::Incompressible => "incompressible",
+            Self::Trial => "trial",
+            Self::Fixed => "fixed",
+            Self::Difference => "difference",
+        }
+    }
+}
+
+/// A choice and what it rests on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// The codec.
+    pub codec: CodecSpec,
+    /// Why this one.
+    pub why: Why,
+    /// What the chunk is expected to cost, in seconds of what everything waits for.
+    pub cost: f64,
+    /// What it would cost raw.
+    pub cost_raw: f64,
+}
+
+/// Learns and chooses. One for a migration, shared by its compressors.
+#[derive(Clone, Debug, Default)]
+pub struct Selector {
+    model: Model,
+    chunks: u64,
+}
+
+impl Selector {
+    /// Chooses for a chunk of `bytes` of that kind.
+    pub fn choose(&mut self, content: Content, bytes: usize, at: &Conditions) -> Choice {
+        self.chunks += 1;
+        let (link, least_fill) = match at.bytes_per_second {
+            Some(measured) => (measured.max(1.0), 0.0),
+            None => (UNMEASURED, UNMEASURED_FILL),
+        };
+        let (size, fill) = (bytes as f64, at.fill.clamp(least_fill, 1.0));
+        let price = if at.spare >= SPARE {
+            PRICE_IDLE
+        } else {
+            PRICE_BUSY
+        };
+        let share = at.share.clamp(LEAST_SHARE, 1.0) * at.compressors.max(1) as f64;
+        let raw = fill * size / link;
+        let costs = |cell: Estimate| {
+            let processor = size * cell.cost * 1e-9;
+            cell.ratio * raw + (1.0 - fill) * processor / share + price * processor
+        };
+        let known = |n: usize| self.model.estimate(content, n);
+        let (best, least) = (0..CANDIDATES.len())
+            .map(|n| (n, costs(known(n))))
+            .min_by(|(_, a), (_, b)| a.total_cmp(b))
+            .expect("there are candidates");
+        let worth_it = least < raw * (1.0 - MUST_SAVE);
+        let mut choice = Choice {
+            codec: CodecSpec::Raw,
+            why: Why::TooSlow,
+            cost: raw,
+            cost_raw: raw,
+        };
+        if self.chunks.is_multiple_of(TRY_EVERY)
+            && let Some(n) = self.worth_a_trial(content, at.now, least.min(raw), costs)
+        {
+            choice.codec = CANDIDATES[n];
+            choice.why = Why::Trial;
+            choice.cost = costs(known(n));
+        } else if worth_it {
+            choice.codec = CANDIDATES[best];
+            choice.why = if fill >= LINK_BOUND {
+                Why::Link
+            } else {
+                Why::Saves
+            };
+            choice.cost = least;
+        } else if known(best).ratio > 1.0 - MUST_SAVE {
+            choice.why = Why::Incompressible;
+        }
+        choice
+    }
+
+    /// A codec that was not tried for long, may be best, and is not much worse.
+    fn worth_a_trial(
+        &self,
+        content: Content,
+        now: Duration,
+        best: f64,
+        costs: impl Fn(Estimate) -> f64,
+    ) -> Option<usize> {
+        let stale = (0..CANDIDATES.len()).filter(|&n| self.model.is_stale(content, n, now));
+        stale
+            .map(|n| (n, self.model.estimate(content, n)))
+            .filter(|(_, known)| costs(*known) < best * TRY_WITHIN)
+            .map(|(n, known)| (n, costs(known.hoped(HOPE))))
+            .filter(|(_, hoped)| *hoped < best)
+            .min_by(|(_, a), (_, b)| a.total_cmp(b))
+            .map(|(n, _)| n)
+    }
+
+    /// Learns from a chunk of `plain` bytes that became `encoded` in `processor` time of a thread.
+    /// One that did not shrink became as long as it was.
+    pub fn learn(
+        &mut self,
+        content: Content,
+        codec: CodecSpec,
+        now: Duration,
+        (plain, encoded): (usize, usize),
+        processor: Duration,
+    ) {
+        let Some(n) = CANDIDATES.iter().position(|c| *c == codec) else {
+            return;
+        };
+        if plain > 0 {
+            let cost = processor.as_nanos() as f64 / plain as f64;
+            let ratio = encoded.min(plain) as f64 / plain as f64;
+            self.model.learn(content, n, now, cost, ratio);
+        }
+    }
+
+    /// What is known of a codec on that kind of content: nanoseconds of processor time a byte, and
+    /// encoded ÷ plain. None for one that is never chosen.
+    #[must_use]
+    pub fn known(&self, content: Content, codec: CodecSpec) -> Option<(f64, f64)> {
+        let n = CANDIDATES.iter().position(|c| *c == codec)?;
+        let cell = self.model.estimate(content, n);
+        Some((cell.cost, cell.ratio))
+    }
+}
+
+#[cfg(test)]
+mod tests;

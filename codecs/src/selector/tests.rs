@@ -1,0 +1,274 @@
+//! The selector over a pipeline in virtual time: compressor threads, a queue, a link.
+
+use super::*;
+
+const CHUNK: usize = 256 << 10;
+/// What may wait for the link before compressors wait, too: what it carries in this time, in
+/// seconds, and at least and at most so many bytes.
+const QUEUE: f64 = 0.02;
+const AT_LEAST: f64 = 1e6;
+const AT_MOST: f64 = 8e6;
+
+/// What a codec really does with the content: nanoseconds a byte and ratio.
+type Truth = fn(CodecSpec) -> (f64, f64);
+
+fn text(codec: CodecSpec) -> (f64, f64) {
+    match codec {
+        CodecSpec::Raw => (0.0, 1.0),
+        CodecSpec::Lz4 => (1.6, 0.6),
+        CodecSpec::Zstd(level @ ..=0) => (2.0, 0.42 - 0.02 * f64::from(level + 5)),
+        CodecSpec::Zstd(level) => (
+            2.0 + 1.6 * f64::from(level),
+            0.33 - 0.007 * f64::from(level),
+        ),
+        CodecSpec::Brotli(level) => (8.0 + 5.0 * f64::from(level), 0.31),
+    }
+}
+
+fn random(codec: CodecSpec) -> (f64, f64) {
+    let (cost, _) = text(codec);
+    (cost / 3.0, 1.0)
+}
+
+/// Better by far than anybody would assume.
+fn repeated(codec: CodecSpec) -> (f64, f64) {
+    let (cost, ratio) = text(codec);
+    (cost / 4.0, if ratio < 1.0 { 0.02 } else { 1.0 })
+}
+
+struct World {
+    threads: usize,
+    /// Share of a processor that a compressor gets.
+    share: f64,
+    idle: f64,
+    /// Bytes a second at a time.
+    link: fn(f64) -> f64,
+    content: Content,
+    truth: Truth,
+}
+
+fn at(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+/// Bytes go over a link whose speed changes: when are they over.
+fn sent(link: fn(f64) -> f64, mut now: f64, bytes: f64) -> f64 {
+    let mut left = bytes;
+    while left > 0.0 {
+        let step = (left / link(now)).min(0.001);
+        left -= link(now) * step;
+        now += step;
+        if left < 1.0 {
+            break;
+        }
+    }
+    now
+}
+
+/// Moves so many chunks; returns seconds, bytes and how often each codec was used. Without a
+/// codec, the selector chooses.
+fn moved(world: &World, chunks: usize, fixed: Option<CodecSpec>) -> (f64, f64, Vec<CodecSpec>) {
+    let mut selector = Selector::default();
+    let mut meter = LinkMeter::default();
+    let mut free = vec![0.0f64; world.threads];
+    // Sends that lie in the future of whoever chooses: begin, end, bytes.
+    let mut sends: Vec<(f64, f64, u64)> = Vec::new();
+    let (mut link_free, mut bytes, mut used) = (0.0f64, 0.0, Vec::new());
+    for _ in 0..chunks {
+        let thread = (0..world.threads).min_by(|&a, &b| free[a].total_cmp(&free[b]));
+        let thread = thread.unwrap();
+        let mut now = free[thread];
+        let limit = ((world.link)(now) * QUEUE).clamp(AT_LEAST, AT_MOST);
+        let queued = |now: f64, sends: &[(f64, f64, u64)]| {
+            let waiting = sends.iter().filter(|(_, end, _)| *end > now);
+            waiting.map(|(_, _, n)| *n as f64).sum::<f64>()
+        };
+        for &(_, end, _) in &sends {
+            if queued(now, &sends) >= limit {
+                now = now.max(end);
+            }
+        }
+        sends.retain(|&(begin, end, n)| {
+            if end <= now {
+                meter.begin(at(begin), n);
+                meter.end(at(end), n);
+            }
+            end > now
+        });
+        let conditions = Conditions {
+            now: at(now),
+            bytes_per_second: meter.bytes_per_second(at(now)),
+            fill: queued(now, &sends) / limit,
+            compressors: world.threads,
+            share: world.share,
+            spare: world.idle,
+        };
+        let codec =
+            fixed.unwrap_or_else(|| selector.choose(world.content, CHUNK, &conditions).codec);
+        let (cost, ratio) = (world.truth)(codec);
+        let processor = CHUNK as f64 * cost * 1e-9;
+        let done = now + processor / world.share;
+        let encoded = CHUNK as f64 * ratio;
+        selector.learn(
+            world.content,
+            codec,
+            at(done),
+            (CHUNK, encoded as usize),
+            at(processor),
+        );
+        let begin = link_free.max(done);
+        link_free = sent(world.link, begin, encoded);
+        sends.push((begin, link_free, encoded as u64));
+        free[thread] = done;
+        bytes += encoded;
+        used.push(codec);
+    }
+    (link_free, bytes, used)
+}
+
+const MBIT: f64 = 1e6 / 8.0;
+
+fn all() -> impl Iterator<Item = CodecSpec> {
+    CANDIDATES.into_iter().chain([CodecSpec::Raw])
+}
+
+#[test]
+fn it_is_never_much_behind_the_best_fixed_codec_nor_behind_raw() {
+    let links: [fn(f64) -> f64; 4] = [|_| 5e9, |_| 10e3 * MBIT, |_| 1e3 * MBIT, |_| 100.0 * MBIT];
+    let contents: [(Content, Truth); 3] = [
+        (Content::Text, text),
+        (Content::Random, random),
+        (Content::Repeated, repeated),
+    ];
+    for (n, link) in links.into_iter().enumerate() {
+        for (content, truth) in contents {
+            for (threads, share, idle) in [(1, 1.0, 1.0), (4, 1.0, 4.0), (2, 0.1, 0.0)] {
+                let world = World {
+                    threads,
+                    share,
+                    idle,
+                    link,
+                    content,
+                    truth,
+                };
+                let chunks = [8_000, 5_000, 3_000, 1500][n];
+                let (auto, _, _) = moved(&world, chunks, None);
+                let fixed = all().map(|codec| (moved(&world, chunks, Some(codec)).0, codec));
+                let (best, codec) = fixed.min_by(|(a, _), (b, _)| a.total_cmp(b)).unwrap();
+                let (raw, _, _) = moved(&world, chunks, Some(CodecSpec::Raw));
+                let cell = format!("link {n}, {content:?}, {threads} × {share}: {auto} s");
+                assert!(auto <= best * 1.05, "{cell}, {codec} {best} s");
+                assert!(auto <= raw * 1.02, "{cell}, raw {raw} s");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_link_that_drops_and_comes_back_finds_it_ahead_of_every_fixed_codec() {
+    let world = World {
+        threads: 1,
+        share: 1.0,
+        idle: 1.0,
+        link: |now| match now {
+            1.0..3.0 => 50.0 * MBIT,
+            _ => 8000.0 * MBIT,
+        },
+        content: Content::Text,
+        truth: text,
+    };
+    let (auto, _, _) = moved(&world, 12_000, None);
+    for codec in all() {
+        let (fixed, _, _) = moved(&world, 12_000, Some(codec));
+        assert!(auto < fixed, "auto {auto} s, {codec} {fixed} s");
+    }
+}
+
+#[test]
+fn it_reacts_to_a_slower_link_within_200_ms() {
+    let mut selector = Selector::default();
+    let (mut meter, mut now) = (LinkMeter::default(), 0.0);
+    let mut choice_at = |from: f64, rate: f64, for_seconds: f64| {
+        let mut last = None;
+        let mut now = from;
+        while now < from + for_seconds {
+            meter.begin(at(now), 1 << 18);
+            now += (1 << 18) as f64 / rate;
+            meter.end(at(now), 1 << 18);
+            let conditions = Conditions {
+                now: at(now),
+                bytes_per_second: meter.bytes_per_second(at(now)),
+                fill: 0.5,
+                compressors: 1,
+                share: 1.0,
+                spare: 1.0,
+            };
+            let choice = selector.choose(Content::Text, CHUNK, &conditions);
+            if choice.why != Why::Trial {
+                last = Some(choice.codec);
+            }
+        }
+        (last.unwrap(), now)
+    };
+    let (quick, then) = choice_at(now, 3e9, 0.5);
+    assert_eq!(quick, CodecSpec::Raw);
+    now = then;
+    let (slow, then) = choice_at(now, 5e6, 0.2);
+    assert_ne!(slow, CodecSpec::Raw);
+    now = then;
+    let (again, _) = choice_at(now, 3e9, 0.2);
+    assert_eq!(again, CodecSpec::Raw);
+}
+
+#[test]
+fn in_doubt_nothing_is_compressed() {
+    let mut selector = Selector::default();
+    let unknown = Conditions {
+        now: Duration::ZERO,
+        bytes_per_second: None,
+        fill: 0.0,
+        compressors: 1,
+        share: 1.0,
+        spare: 1.0,
+    };
+    let choice = selector.choose(Content::Text, CHUNK, &unknown);
+    assert_eq!(choice.codec, CodecSpec::Raw);
+    // Nor what is known not to shrink, however slow the link.
+    let slow = Conditions {
+        bytes_per_second: Some(1e6),
+        fill: 1.0,
+        ..unknown
+    };
+    let choice = selector.choose(Content::Random, CHUNK, &slow);
+    assert_eq!(
+        (choice.codec, choice.why),
+        (CodecSpec::Raw, Why::Incompressible)
+    );
+    // Nor by compressors that get no processor.
+    let starved = Conditions {
+        bytes_per_second: Some(125e6),
+        share: 0.01,
+        spare: 0.0,
+        ..unknown
+    };
+    let choice = selector.choose(Content::Text, CHUNK, &starved);
+    assert_eq!((choice.codec, choice.why), (CodecSpec::Raw, Why::TooSlow));
+}
+
+#[test]
+fn what_was_measured_counts_more_than_what_was_assumed() {
+    let mut selector = Selector::default();
+    let lz4 = CodecSpec::Lz4;
+    let (_, zstd_before) = selector.known(Content::Text, CodecSpec::Zstd(3)).unwrap();
+    for n in 0..8 {
+        let now = Duration::from_millis(n);
+        let took = Duration::from_micros(100);
+        selector.learn(Content::Text, lz4, now, (CHUNK, CHUNK / 20), took);
+    }
+    let (cost, ratio) = selector.known(Content::Text, lz4).unwrap();
+    assert!((ratio - 0.05).abs() < 1e-3 && (cost - 100e3 / CHUNK as f64).abs() < 1e-3);
+    // And says something about those that were not tried.
+    let (_, zstd) = selector.known(Content::Text, CodecSpec::Zstd(3)).unwrap();
+    assert!(zstd < zstd_before / 2.0, "{zstd_before} {zstd}");
+    assert_eq!(selector.known(Content::Text, CodecSpec::Raw), None);
+}

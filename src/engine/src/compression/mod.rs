@@ -1,0 +1,255 @@
+//! Compression of a migration: what its compressors share.
+//!
+//! The choice itself is the selector's ([`vmferry_codecs::selector`]); here it gets what it asks
+//! for: how the link does ([`Link`]), what processor time compressors get, and what each chunk
+//! came to. What was chosen, why, and what it cost is counted for the report ([`tally`]).
+
+mod link;
+pub(crate) mod tally;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use vmferry_codecs::delta::{self, Cache};
+use vmferry_codecs::selector::{Choice, Conditions, Selector, Why};
+use vmferry_codecs::{CodecChoice, CodecError, CodecId, Content, Encoders};
+
+pub use link::Link;
+use tally::Tally;
+
+use crate::processors::pool::Gate;
+use crate::processors::priority::WorkTimer;
+
+/// Bytes of a page.
+const PAGE: usize = vmferry_protocol::PAGE_SIZE as usize;
+/// Weight of the latest chunk in what share of a processor compressors get.
+const LATEST: f64 = 0.1;
+/// A chunk is sent as a difference where an earlier version of at least this part of its pages is kept.
+const KNOWN_PART: usize = 2;
+/// Every so many choices, one is told to whoever traces.
+const TOLD_EVERY: u64 = 64;
+
+/// What a migration's compressors share.
+#[derive(Debug)]
+pub struct Compression {
+    how: CodecChoice,
+    link: Arc<Link>,
+    gate: Arc<Gate>,
+    sent: Cache,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    selector: Selector,
+    tally: Tally,
+    share: f64,
+    choices: u64,
+}
+
+/// Working memory of a compressor.
+#[derive(Debug, Default)]
+pub(crate) struct Workspace {
+    encoders: Encoders,
+    delta: delta::Encoder,
+    bases: Vec<u8>,
+}
+
+/// A chunk's pages with content.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pages<'a> {
+    pub(crate) pass: u32,
+    pub(crate) gfns: &'a [u64],
+    pub(crate) bytes: &'a [u8],
+}
+
+impl Compression {
+    /// For so many threads, with so many bytes for versions of pages that were sent before.
+    #[must_use]
+    pub fn new(how: CodecChoice, link: Arc<Link>, threads: usize, kept: usize) -> Self {
+        Self {
+            how,
+            link,
+            gate: Arc::new(Gate::new(threads)),
+            sent: Cache::new(kept),
+            shared: Mutex::new(Shared {
+                selector: Selector::default(),
+                tally: Tally::default(),
+                share: 1.0,
+                choices: 0,
+            }),
+        }
+    }
+
+    pub(crate) fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// What was counted, so far.
+    pub(crate) fn tally(&self) -> Tally {
+        self.lock().tally.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pages that are zero now: no difference to an earlier version of them is sent any more.
+    pub(crate) fn zero(&self, pass: u32, gfns: impl Iterator<Item = u64>) {
+        if pass > 1 {
+            gfns.for_each(|gfn| self.sent.forget(gfn));
+        }
+    }
+
+    /// Appends `pages`, encoded, to `out`, if that is shorter; [`CodecId::Raw`] where it is not.
+    pub(crate) fn encode(
+        &self,
+        pages: Pages<'_>,
+        space: &mut Workspace,
+        out: &mut Vec<u8>,
+    ) -> Result<CodecId, CodecError> {
+        let timer = WorkTimer::start();
+        let content = Content::of(pages.bytes);
+        let mut choice = self.choose(content, pages.bytes.len());
+        let start = out.len();
+        let difference = self.difference(pages, (content, choice), space, out)?;
+        let codec = if difference {
+            choice.why = Why::Difference;
+            CodecId::Delta
+        } else {
+            let encoder = space.encoders.of(choice.codec)?;
+            match encoder.encode(pages.bytes, out)? {
+                true => encoder.id(),
+                false => CodecId::Raw,
+            }
+        };
+        if pages.pass > 1 && self.how == CodecChoice::Auto {
+            for (&gfn, page) in pages.gfns.iter().zip(pages.bytes.chunks_exact(PAGE)) {
+                self.sent.put(pages.pass, gfn, page);
+            }
+        }
+        let encoded = match codec {
+            CodecId::Raw => pages.bytes.len(),
+            _ => out.len() - start,
+        };
+        self.learn(pages, content, choice, codec, encoded, &timer);
+        Ok(codec)
+    }
+
+    fn choose(&self, content: Content, bytes: usize) -> Choice {
+        if let CodecChoice::Fixed(codec) = self.how {
+            return Choice {
+                codec,
+                why: Why::Fixed,
+                cost: 0.0,
+                cost_raw: 0.0,
+            };
+        }
+        let (now, bytes_per_second, fill) = self.link.state();
+        let (compressors, spare) = self.gate.room();
+        let mut shared = self.lock();
+        let conditions = Conditions {
+            now,
+            bytes_per_second,
+            fill,
+            compressors,
+            share: shared.share,
+            spare,
+        };
+        let choice = shared.selector.choose(content, bytes, &conditions);
+        shared.choices += 1;
+        if shared.choices.is_multiple_of(TOLD_EVERY) {
+            tracing::debug!(
+                codec = %choice.codec,
+                why = choice.why.name(),
+                content = content.name(),
+                cost_us = choice.cost * 1e6,
+                cost_raw_us = choice.cost_raw * 1e6,
+                link_bytes_per_second = bytes_per_second,
+                fill,
+                compressors,
+                share = conditions.share,
+                spare,
+                "a codec was chosen"
+            );
+        }
+        choice
+    }
+
+    /// Appends the difference to what the destination has, where that is known of enough pages,
+    /// and shorter than what the chosen codec is expected to make.
+    fn difference(
+        &self,
+        pages: Pages<'_>,
+        (content, choice): (Content, Choice),
+        space: &mut Workspace,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, CodecError> {
+        if pages.pass == 1 || self.how != CodecChoice::Auto {
+            return Ok(false);
+        }
+        space.bases.resize(pages.bytes.len(), 0);
+        let places = space.bases.chunks_exact_mut(PAGE);
+        let known: Vec<bool> = (pages.gfns.iter().zip(places))
+            .map(|(&gfn, place)| self.sent.get(gfn, place))
+            .collect();
+        let count = known.iter().filter(|known| **known).count();
+        if count == 0 || count * KNOWN_PART < known.len() {
+            return Ok(false);
+        }
+        let bases: Vec<Option<&[u8]>> = (known.iter())
+            .zip(space.bases.chunks_exact(PAGE))
+            .map(|(known, base)| known.then_some(base))
+            .collect();
+        let start = out.len();
+        let rest = space.encoders.of(choice.codec)?;
+        if !space.delta.encode(pages.bytes, &bases, rest, out)? {
+            return Ok(false);
+        }
+        let known = self.lock().selector.known(content, choice.codec);
+        let expected = known.map_or(1.0, |(_, ratio)| ratio) * pages.bytes.len() as f64;
+        let shorter = ((out.len() - start) as f64) < expected;
+        if !shorter {
+            out.truncate(start);
+        }
+        Ok(shorter)
+    }
+
+    fn learn(
+        &self,
+        pages: Pages<'_>,
+        content: Content,
+        choice: Choice,
+        codec: CodecId,
+        encoded: usize,
+        timer: &WorkTimer,
+    ) {
+        let worked = timer.worked();
+        let now = self.link.now();
+        let mut shared = self.lock();
+        let plain = pages.bytes.len();
+        if choice.why != Why::Difference {
+            shared
+                .selector
+                .learn(content, choice.codec, now, (plain, encoded), worked.ran);
+        }
+        if worked.took > Duration::ZERO {
+            let share = worked.ran.as_secs_f64() / worked.took.as_secs_f64();
+            // What it got while it did next to nothing says little.
+            let weight = LATEST * (worked.ran.as_secs_f64() / 100e-6).min(1.0);
+            shared.share += weight * (share.min(1.0) - shared.share);
+        }
+        let name = match codec {
+            CodecId::Raw => CodecId::Raw.name().to_owned(),
+            CodecId::Delta => CodecId::Delta.name().to_owned(),
+            _ => choice.codec.to_string(),
+        };
+        shared
+            .tally
+            .count((pages.pass, name), choice.why, (plain, encoded), worked.ran);
+    }
+}
