@@ -31,7 +31,25 @@ impl Demo {
     /// # Errors
     /// The demo's own words, where it did not end well.
     pub fn run(&self, args: &[&str]) -> Result<Value, String> {
-        let output = Command::new(&self.binary)
+        self.run_behind(None, args)
+    }
+
+    /// The same over a link that the kernel limits to so many Mbit/s, where that is given: tbf on
+    /// the loopback device of a network namespace of its own. Needs root.
+    ///
+    /// # Errors
+    /// The demo's own words, where it did not end well.
+    pub fn run_behind(&self, mbit: Option<u32>, args: &[&str]) -> Result<Value, String> {
+        let mut command = match mbit {
+            None => Command::new(&self.binary),
+            Some(mbit) => {
+                let mut command = Command::new("unshare");
+                command.args(["--net", "sh", "-c", &shaped(mbit)]);
+                command.arg(&self.binary);
+                command
+            }
+        };
+        let output = command
             .args(["demo", "--json"])
             .args(args)
             .stderr(Stdio::piped())
@@ -46,6 +64,16 @@ impl Demo {
         }
         serde_json::from_slice(&output.stdout).map_err(|e| e.to_string())
     }
+}
+
+/// A shell command that limits the loopback device and becomes its arguments. The burst is what
+/// passes between two ticks of the kernel, and at least some packets of that device.
+fn shaped(mbit: u32) -> String {
+    let burst_kib = (mbit / 2).max(256);
+    format!(
+        "ip link set lo up && tc qdisc add dev lo root tbf rate {mbit}mbit burst {burst_kib}kb \
+         latency 20ms && exec \"$0\" \"$@\""
+    )
 }
 
 /// The number at a JSON pointer.

@@ -35,9 +35,13 @@ struct Args {
     /// Limits of the link, in Mbit/s; 0 is no limit
     #[arg(long, value_delimiter = ',', value_parser = LINKS.map(|l| l.mbit), default_values = LINKS.map(|l| l.mbit))]
     links: Vec<String>,
-    /// Also a link that falls from 1000 to 50 Mbit/s after a second, and comes back two later
+    /// Also a link that falls from 1000 to 50 Mbit/s after 0.3 s, and comes back 2.7 s later
     #[arg(long)]
     drop: bool,
+    /// Links are limited by the kernel (tbf, in a network namespace of the move's own; needs root)
+    /// instead of by vmferry, which is told nothing of the limit
+    #[arg(long)]
+    shaped: bool,
     /// What the guest's memory holds
     #[arg(long, value_delimiter = ',', value_parser = CONTENTS.map(|c| c.fill), default_values = CONTENTS.map(|c| c.fill))]
     contents: Vec<String>,
@@ -89,7 +93,7 @@ struct Outcome {
 }
 
 fn measure(args: &Args, demo: &Demo, cell: &Cell) -> Result<Outcome, String> {
-    let common = cell.args();
+    let common = cell.args(args.shaped);
     let common: Vec<&str> = common.iter().map(String::as_str).collect();
     let mut figures: BTreeMap<&str, Figures> = BTreeMap::new();
     for run in 0..args.runs {
@@ -97,7 +101,8 @@ fn measure(args: &Args, demo: &Demo, cell: &Cell) -> Result<Outcome, String> {
         for codec in &args.codecs {
             eprintln!("{cell}, {codec}, run {} of {}", run + 1, args.runs);
             let own = ["--codec", codec];
-            let report = demo.run(&[&common[..], &own].concat())?;
+            let limit = cell.link.steady_mbit().filter(|_| args.shaped);
+            let report = demo.run_behind(limit, &[&common[..], &own].concat())?;
             figures.entry(codec).or_default().add(&report)?;
         }
     }

@@ -32,7 +32,8 @@ struct Args {
 const WORKLOADS: [&str; 2] = ["dense", "sparse"];
 const GROUPS: [&str; 7] = ["auto", "4k", "16k", "64k", "512k", "2m", "32m"];
 const RATES: [&str; 3] = ["5000", "50000", "0"];
-const CODECS: [&str; 4] = ["raw", "lz4", "zstd:1", "brotli:0"];
+/// `auto` twice: it is the default, and sends differences to earlier versions of pages.
+const CODECS: [&str; 5] = ["auto", "auto", "raw", "lz4", "zstd:3"];
 const TRANSPORTS: [&str; 2] = ["quic", "tcp"];
 
 /// The next number (splitmix64).

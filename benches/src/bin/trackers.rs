@@ -5,7 +5,7 @@
 //! `cargo build --release && cargo run --release -p vmferry-benches --bin trackers`
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -40,10 +40,16 @@ struct Args {
     /// Moves for each tracker and workload
     #[arg(long, default_value_t = 7)]
     runs: usize,
+    /// Guests that are moved
+    #[arg(long, value_delimiter = ',', value_parser = CASES.map(|c| c.name), default_values = CASES.map(|c| c.name))]
+    cases: Vec<String>,
+    /// Trackers that are compared
+    #[arg(long, value_delimiter = ',', value_parser = TRACKERS, default_values = TRACKERS)]
+    trackers: Vec<String>,
     /// The binary (default: beside this one)
     #[arg(long)]
     vmferry: Option<PathBuf>,
-    /// Write the data here
+    /// Write the data here; cases that the file has, and that are not measured, stay in it
     #[arg(long)]
     data: Option<PathBuf>,
     /// Write the plot here
@@ -178,90 +184,106 @@ impl Figures {
     }
 }
 
-type Results = BTreeMap<&'static str, BTreeMap<&'static str, Value>>;
+type Results = BTreeMap<String, BTreeMap<String, Value>>;
+
+/// What the file has already.
+fn before(data: Option<&Path>) -> Result<Results, String> {
+    match data {
+        Some(path) if path.exists() => {
+            let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+            serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))
+        }
+        _ => Ok(Results::new()),
+    }
+}
 
 fn measure(args: &Args) -> Result<Results, String> {
     let demo = Demo::new(args.vmferry.clone())?;
-    let mut results = Results::new();
-    for case in &CASES {
+    let mut results = before(args.data.as_deref())?;
+    let asked = |names: &[String], name: &str| names.iter().any(|n| n == name);
+    let cases = || CASES.iter().filter(|c| asked(&args.cases, c.name));
+    let trackers = || TRACKERS.into_iter().filter(|t| asked(&args.trackers, t));
+    for case in cases() {
         let mut figures: BTreeMap<&str, Figures> = BTreeMap::new();
         for run in 0..args.runs {
             // In turn, so that a machine that drifts drifts for all.
-            for tracker in TRACKERS {
+            for tracker in trackers() {
                 eprintln!("{}, {tracker}, run {} of {}", case.name, run + 1, args.runs);
                 let own = ["--tracker", tracker];
                 let report = demo.run(&[COMMON, case.args, &own].concat())?;
                 figures.entry(tracker).or_default().add(&report)?;
             }
         }
-        let medians = figures.iter().map(|(t, f)| (*t, f.medians())).collect();
-        results.insert(case.name, medians);
+        let medians = figures.iter().map(|(t, f)| ((*t).to_owned(), f.medians()));
+        let medians = medians.collect();
+        results.insert(case.name.to_owned(), medians);
     }
     Ok(results)
 }
 
-fn judge(results: &Results) -> Result<Vec<Judged>, String> {
+/// The promises about what was measured; nothing about what was not.
+fn judge(results: &Results) -> Vec<Judged> {
     let of = |case: &str, tracker: &str, figure: &str| {
-        results
-            .get(case)
-            .and_then(|trackers| trackers.get(tracker))
-            .and_then(|v| v[figure].as_f64())
-            .ok_or_else(|| format!("no {figure} of {case} with {tracker}"))
+        let trackers = results.get(case)?;
+        trackers.get(tracker)?[figure].as_f64()
     };
     let ratio = |case: &str, figure: &str| {
-        Ok::<_, String>(of(case, "wp-group", figure)? / of(case, "kvm-log", figure)?)
+        Some(of(case, "wp-group", figure)? / of(case, "kvm-log", figure)?)
     };
-    let mut judgements = vec![
-        judged(
-            "dense: work lost in pre-copy, wp-group / kvm-log",
-            ratio("dense", "brownout_lost_ms")?,
-            OF_KVM_LOG,
-        ),
-        judged(
-            "dense: brownout with wp-group, per cent",
-            of("dense", "wp-group", "brownout_pct")?,
-            BROWNOUT_PCT,
-        ),
-        judged(
-            "readmostly: brownout with wp-group, per cent",
-            of("readmostly", "wp-group", "brownout_pct")?,
-            READMOSTLY_PCT,
-        ),
-        judged(
-            "dense at a fixed rate: bytes, wp-group / kvm-log",
-            ratio("dense-slow", "bytes_wire")?,
-            BYTES,
-        ),
-        judged(
-            "rewrite-same: bytes after pass 1, wp-group / kvm-log",
-            ratio("rewrite-same", "bytes_wire_after_pass_1")?,
-            BYTES_SAME,
-        ),
-    ];
+    let mut judgements = Vec::new();
+    let mut judge = |what: &str, value: Option<f64>, at_most: Option<f64>| {
+        if let (Some(value), Some(at_most)) = (value, at_most) {
+            judgements.push(judged(what, value, at_most));
+        }
+    };
+    judge(
+        "dense: work lost in pre-copy, wp-group / kvm-log",
+        ratio("dense", "brownout_lost_ms"),
+        Some(OF_KVM_LOG),
+    );
+    judge(
+        "dense: brownout with wp-group, per cent",
+        of("dense", "wp-group", "brownout_pct"),
+        Some(BROWNOUT_PCT),
+    );
+    judge(
+        "readmostly: brownout with wp-group, per cent",
+        of("readmostly", "wp-group", "brownout_pct"),
+        Some(READMOSTLY_PCT),
+    );
+    judge(
+        "dense at a fixed rate: bytes, wp-group / kvm-log",
+        ratio("dense-slow", "bytes_wire"),
+        Some(BYTES),
+    );
+    judge(
+        "rewrite-same: bytes after pass 1, wp-group / kvm-log",
+        ratio("rewrite-same", "bytes_wire_after_pass_1"),
+        Some(BYTES_SAME),
+    );
     for case in ["sparse", "dense-slow", "rewrite-same"] {
-        judgements.push(judged(
+        judge(
             &format!("{case}: reading in the blackout with wp-group, ms"),
-            of(case, "wp-group", "scan_in_blackout_ms")?,
-            SCAN_MS,
-        ));
-        judgements.push(judged(
+            of(case, "wp-group", "scan_in_blackout_ms"),
+            Some(SCAN_MS),
+        );
+        judge(
             &format!("{case}: blackout with wp-group, ms, beside kvm-log's and {BLACKOUT_MORE_MS}"),
-            of(case, "wp-group", "blackout_ms")?,
-            BLACKOUT * of(case, "kvm-log", "blackout_ms")? + BLACKOUT_MORE_MS,
-        ));
+            of(case, "wp-group", "blackout_ms"),
+            of(case, "kvm-log", "blackout_ms").map(|ms| BLACKOUT * ms + BLACKOUT_MORE_MS),
+        );
     }
     for case in CASES.iter().map(|c| c.name) {
         let single = TRACKERS.iter().filter(|t| **t != "auto");
-        let lost = single.map(|t| of(case, t, "brownout_pct"));
-        let best = lost.collect::<Result<Vec<_>, _>>()?;
-        let best = best.into_iter().fold(f64::INFINITY, f64::min);
-        judgements.push(judged(
+        let lost = single.filter_map(|t| of(case, t, "brownout_pct"));
+        let best = lost.reduce(f64::min);
+        judge(
             &format!("{case}: brownout with auto, per cent, beside the best tracker's"),
-            of(case, "auto", "brownout_pct")?,
-            best + AUTO_NOISE_PCT.max(best * AUTO_MORE),
-        ));
+            of(case, "auto", "brownout_pct"),
+            best.map(|best| best + AUTO_NOISE_PCT.max(best * AUTO_MORE)),
+        );
     }
-    Ok(judgements)
+    judgements
 }
 
 fn plot(results: &Results) -> String {
@@ -281,7 +303,7 @@ fn plot(results: &Results) -> String {
 fn main() -> ExitCode {
     let args = Args::parse();
     let outcome = measure(&args).and_then(|results| {
-        let judged = judge(&results)?;
+        let judged = judge(&results);
         let write = |path: &Option<PathBuf>, text: String| match path {
             Some(path) => std::fs::write(path, text).map_err(|e| e.to_string()),
             None => Ok(()),

@@ -4,7 +4,6 @@
 //! is being read is in the next harvest. What is judged and sent is the copy, never the page again.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -19,6 +18,7 @@ use vmferry_tracker::{DirtyTracker, TrackerError};
 use crate::buffers::Buffers;
 use crate::compression::{Compression, Pages, Workspace};
 use crate::fingerprints::Fingerprints;
+use crate::processors::priority::WorkTimer;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -115,9 +115,10 @@ impl Encoder {
     /// # Errors
     /// [`EncodeError`].
     pub fn encode(&mut self, chunk: &Chunk) -> Result<Encoded, EncodeError> {
-        let began = Instant::now();
+        let timer = WorkTimer::start();
         let mut pages = self.buffers.take(MAX_ENCODED);
         let (zero, data) = self.read(&chunk.ranges, &mut pages)?;
+        let read = timer.worked();
         let count = |ranges: &[PageRange]| ranges.iter().map(|r| r.count).sum::<u64>();
         let (pages_zero, pages_data) = (count(&zero), count(&data));
         let mut stats = ChunkStats {
@@ -128,7 +129,8 @@ impl Encoder {
             pages_data,
             pages_zero,
             pages_unchanged: chunk.pages() - pages_zero - pages_data,
-            read: began.elapsed(),
+            read: read.took,
+            read_ran: read.ran,
         };
         if stats.pages_unchanged == chunk.pages() {
             drop(self.buffers.share(pages));

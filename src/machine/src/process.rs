@@ -32,7 +32,7 @@ const STACK_BYTES: usize = 256 << 10;
 /// does not come.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Version of the saved state.
-const STATE_VERSION: u32 = 1;
+const STATE_VERSION: u32 = 2;
 /// Longest saved state, in bytes: many times what [`MAX_VCPUS`] need.
 const MAX_STATE_BYTES: usize = 4096;
 
@@ -60,6 +60,7 @@ struct Shape {
     rate: u64,
     zero: u64,
     text: u64,
+    structs: u64,
     seed: u64,
     stride: u64,
     vcpus: u64,
@@ -81,6 +82,7 @@ impl Shape {
             rate: params.rate,
             zero: params.zero,
             text: params.text,
+            structs: params.structs,
             seed: params.seed,
             stride: params.stride,
             vcpus: params.vcpus,

@@ -45,8 +45,11 @@ pub struct PolicyInput {
     pub passes: u32,
     /// Pages that may have changed.
     pub remaining_pages: u64,
-    /// Those of them that are likely to have, and will be sent.
+    /// Those of them that are to be reckoned with: as large a share as in the last pass.
     pub changed_pages: u64,
+    /// Those of them that are expected, if the guest goes on as it did: fewer, the shorter the last
+    /// pass was.
+    pub expected_pages: u64,
     /// Those of them that had changed in the last pass, too, and will again.
     pub hot_pages: u64,
     /// Pages that had changed in the pass just done.
@@ -116,6 +119,8 @@ pub struct Weighed {
     pub cost: Duration,
 }
 
+/// What reading and comparing pages may take while the guest is paused.
+pub const READ_BUDGET: Duration = Duration::from_millis(3);
 /// A pass that saves less than this is not worth its trouble.
 const WORTH: Duration = Duration::from_micros(500);
 /// Writers that are slowed down may go on at this share of what is sent: the remainder halves.
@@ -138,15 +143,27 @@ fn sending(input: &PolicyInput, pages: f64) -> Duration {
 /// throughput, or the time to find out which has changed, where that is longer.
 #[must_use]
 pub fn predicted_blackout(input: &PolicyInput) -> Duration {
-    let pages = u32::try_from(input.remaining_pages).unwrap_or(u32::MAX);
-    let reading = input.read_per_page.saturating_mul(pages);
-    input.fixed + sending(input, input.changed_pages as f64).max(reading)
+    input.fixed + sending(input, input.changed_pages as f64).max(reading(input))
 }
 
-/// Pages that another pass is expected to leave: those that always change, and of the others as
-/// large a share as the last pass left.
+/// Time to read what may have changed.
+fn reading(input: &PolicyInput) -> Duration {
+    let pages = u32::try_from(input.remaining_pages).unwrap_or(u32::MAX);
+    input.read_per_page.saturating_mul(pages)
+}
+
+/// How much shorter the blackout would be after another pass: there would be fewer changed pages
+/// to send, and trackers choose smaller groups where reading would not fit what it may take.
+fn saved(input: &PolicyInput) -> Duration {
+    let now = sending(input, input.expected_pages as f64).max(reading(input));
+    let then = sending(input, left_after(input)).max(reading(input).min(READ_BUDGET));
+    now.saturating_sub(then)
+}
+
+/// Of the expected pages, those that another pass is expected to leave: those that always change,
+/// and of the others as large a share as the last pass left.
 fn left_after(input: &PolicyInput) -> f64 {
-    let changed = input.changed_pages as f64;
+    let changed = input.expected_pages as f64;
     let share = (changed / input.last_changed.max(1) as f64).min(1.0);
     let hot = (input.hot_pages as f64).min(changed);
     hot + (changed - hot) * share
@@ -156,7 +173,7 @@ fn left_after(input: &PolicyInput) -> f64 {
 #[must_use]
 pub fn decide(input: &PolicyInput, limits: &Limits) -> Weighed {
     let blackout = predicted_blackout(input);
-    let saved = sending(input, input.changed_pages as f64 - left_after(input));
+    let saved = saved(input);
     let cost = input.last_stall;
     let fits = blackout <= limits.max_blackout;
     let decision = if input.passes < limits.min_passes {
@@ -195,7 +212,7 @@ fn slow_down(input: &PolicyInput, limits: &Limits) -> Option<u64> {
         return None;
     }
     let next = match input.throttled {
-        None => (pages_carried(input) * THROTTLE_SHARE) as u64,
+        None => (pages_released(input) * THROTTLE_SHARE) as u64,
         Some(now) if now <= SLOWEST => return None,
         Some(now) => now / 2,
     };
@@ -205,6 +222,13 @@ fn slow_down(input: &PolicyInput, limits: &Limits) -> Option<u64> {
 /// Pages sent in a second.
 fn pages_carried(input: &PolicyInput) -> f64 {
     input.throughput.unwrap_or(0.0) / input.bytes_per_page.max(1.0)
+}
+
+/// Pages that writers may make writable in a second so that what they change can be sent: where
+/// pages are made writable in groups, neighbours that do not change are among them.
+fn pages_released(input: &PolicyInput) -> f64 {
+    let neighbours = input.remaining_pages as f64 / input.changed_pages.max(1) as f64;
+    pages_carried(input) * neighbours.max(1.0)
 }
 
 fn explain(input: &PolicyInput, limits: &Limits, predicted: Duration) -> String {
@@ -245,6 +269,7 @@ mod tests {
             passes: 2,
             remaining_pages: 1000,
             changed_pages: 1000,
+            expected_pages: 1000,
             hot_pages: 0,
             last_changed: 1000,
             read_per_page: Duration::ZERO,
@@ -268,7 +293,9 @@ mod tests {
         let predicted = predicted_blackout(&input()).as_secs_f64();
         assert!((predicted - (0.005 + 0.004096)).abs() < 1e-9);
         let nothing = PolicyInput {
+            remaining_pages: 0,
             changed_pages: 0,
+            expected_pages: 0,
             throughput: None,
             ..input()
         };
@@ -303,7 +330,9 @@ mod tests {
         };
         assert_eq!(decision(&dear), Decision::SwitchOver);
         let tiny = PolicyInput {
+            remaining_pages: 10,
             changed_pages: 10,
+            expected_pages: 10,
             ..shrinking
         };
         assert_eq!(decision(&tiny), Decision::SwitchOver);
@@ -329,7 +358,9 @@ mod tests {
     #[test]
     fn a_link_that_is_too_long_is_named_as_such() {
         let far = PolicyInput {
+            remaining_pages: 0,
             changed_pages: 0,
+            expected_pages: 0,
             fixed: Duration::from_millis(500),
             not_shrinking: 6,
             ..input()
@@ -363,7 +394,9 @@ mod tests {
 
     fn too_much() -> PolicyInput {
         PolicyInput {
+            remaining_pages: 1_000_000,
             changed_pages: 1_000_000,
+            expected_pages: 1_000_000,
             last_changed: 1_000_000,
             ..input()
         }

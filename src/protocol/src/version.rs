@@ -20,10 +20,12 @@ impl Features {
     pub const REJOIN: Self = Self(1);
     /// The destination confirms by `Bye` that it has dropped its machine.
     pub const CONFIRMED_DISCARD: Self = Self(1 << 1);
+    /// Pages may come as their difference to what was sent before (codec 5).
+    pub const DELTA: Self = Self(1 << 2);
     /// All that this code can do.
-    pub const ALL: Self = Self(0b11);
+    pub const ALL: Self = Self(0b111);
 
-    const NAMES: [&str; 2] = ["rejoin", "confirmed-discard"];
+    const NAMES: [&str; 3] = ["rejoin", "confirmed-discard", "delta"];
 
     /// What is in both.
     #[must_use]
@@ -75,7 +77,7 @@ impl Speaks {
         oldest: OLDEST,
         newest: VERSION,
         can: Features::ALL,
-        // Both are as old as version 1.
+        // All are as old as the first release.
         needs: Features::ALL,
     };
 }
@@ -154,7 +156,10 @@ mod tests {
         );
         let current = negotiate(&Speaks::CURRENT, &Speaks::CURRENT).unwrap();
         assert!(current.suits(&Speaks::CURRENT));
-        assert_eq!(current.features.names(), ["rejoin", "confirmed-discard"]);
+        assert_eq!(
+            current.features.names(),
+            ["rejoin", "confirmed-discard", "delta"]
+        );
     }
 
     #[test]

@@ -163,6 +163,7 @@ fn chunk_sent() -> ChunkStats {
         pages_zero: 0,
         pages_unchanged: 0,
         read: Duration::ZERO,
+        read_ran: Duration::ZERO,
     }
 }
 

@@ -111,6 +111,10 @@ pub(crate) struct DemoArgs {
     /// Most MiB of pages that are kept as they were sent, to send differences (with codec auto)
     #[arg(long, default_value_t = 64, value_name = "MIB", value_parser = clap::value_parser!(u32).range(0..=65536))]
     pub(crate) delta_cache_mib: u32,
+    /// Compressor threads, of which as many work as processors are idle (0: as many as processors,
+    /// four at most)
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=64))]
+    pub(crate) compressors: u16,
     /// wp-group, kvm-log, kvm-ring, wp-async, or auto (what costs a guest least here; measured)
     #[arg(long, default_value = "auto", value_parser = tracker)]
     pub(crate) tracker: String,

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vmferry_engine::report::MigrationReport;
+use vmferry_engine::source;
 use vmferry_machine::{Beat, Console, MachineConfig};
 
 /// Longest line accepted, in bytes.
@@ -116,7 +117,14 @@ pub struct MigrateOptions {
     /// As `--codec`, `auto` included.
     pub codec: String,
     /// Most MiB of earlier versions of pages kept at the source, to send differences.
+    #[serde(default = "delta_cache_mib")]
     pub delta_cache_mib: u32,
+    /// Compressor threads; 0: as many as processors, four at most.
+    #[serde(default)]
+    pub compressors: u16,
+    /// What the compressors of all migrations of this host share; none: nothing.
+    #[serde(default)]
+    pub budget: Option<CompressorBudget>,
     /// As `--tracker`, `auto` included.
     pub tracker: String,
     /// As `--group`.
@@ -130,6 +138,19 @@ pub struct MigrateOptions {
     pub link_mbit: u64,
     /// Longest blackout to accept, in milliseconds.
     pub max_blackout_ms: f64,
+}
+
+fn delta_cache_mib() -> u32 {
+    (source::DELTA_CACHE_BYTES >> 20) as u32
+}
+
+/// Compressors that work at once on a host, whichever migration they work for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CompressorBudget {
+    /// Directory that stands for the budget, the same for all VM processes.
+    pub dir: PathBuf,
+    /// Compressors beside one for each migration.
+    pub slots: usize,
 }
 
 /// The answer to a request.

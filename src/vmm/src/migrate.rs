@@ -7,6 +7,7 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use tokio::sync::broadcast;
 use vmferry_codecs::CodecChoice;
+use vmferry_engine::Budget;
 use vmferry_engine::destination::{self, DestinationHandle, DestinationOptions, config_of};
 use vmferry_engine::report::TrackerChoice;
 use vmferry_engine::source::{self, Live, SourceHandle, SourceOptions};
@@ -73,10 +74,21 @@ pub(crate) async fn leave(
         .try_fill_bytes(&mut id)
         .map_err(|e| format!("no random numbers: {e}"))?;
     let migration = MigrationId(id);
+    let ram_bytes = machine.ram().bytes();
+    let defaults = SourceOptions::new(migration, token(&asked.token)?, tracker);
     let options = SourceOptions {
         streams: asked.streams,
+        compressors: match usize::from(asked.compressors) {
+            0 => defaults.compressors,
+            threads => threads.min(MOST_COMPRESSORS),
+        },
+        budget: asked.budget.as_ref().map(|budget| Budget {
+            dir: budget.dir.clone(),
+            slots: budget.slots,
+        }),
         codec: asked.codec.parse::<CodecChoice>().map_err(|e| chain(&e))?,
-        delta_cache_bytes: u64::from(asked.delta_cache_mib) << 20,
+        // More than all pages cannot be kept.
+        delta_cache_bytes: (u64::from(asked.delta_cache_mib) << 20).min(ram_bytes),
         group: asked.group.parse::<GroupSize>().map_err(|e| chain(&e))?,
         limits: Limits {
             max_blackout,
@@ -85,7 +97,7 @@ pub(crate) async fn leave(
             ..Limits::default()
         },
         tracker_choice,
-        ..SourceOptions::new(migration, token(&asked.token)?, tracker)
+        ..defaults
     };
     let connector = connector(
         kind,
@@ -99,6 +111,9 @@ pub(crate) async fn leave(
     let handle = source::start(machine, connector.clone(), journal, options)?;
     Ok((handle, migration, connector))
 }
+
+/// More than any host has use for.
+const MOST_COMPRESSORS: usize = 64;
 
 /// Tells of a migration's progress and end.
 pub(crate) async fn watch_source(

@@ -166,6 +166,7 @@ impl World<'_> {
             pages_zero,
             pages_unchanged,
             read: self.s.costs.read,
+            read_ran: self.s.costs.read,
         };
         if pages_unchanged == considered {
             self.arrived(chunk.id);

@@ -4,18 +4,21 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmferry_codecs::selector::LinkMeter;
+use vmferry_protocol::wire::MAX_ENCODED;
 
 /// Compressors run ahead of the link by what it carries in this time: later is better, as pages
 /// are younger and the link better known, and this much keeps all streams busy.
 const AHEAD: Duration = Duration::from_millis(20);
-/// But by so much at least, that every stream has a chunk and another is ready, and at most.
-const AT_LEAST: u64 = 1 << 20;
+/// But by a chunk for each stream and some more at least, and so much at most.
+const MORE_CHUNKS: u64 = 2;
+const CHUNK: u64 = MAX_ENCODED as u64;
 const AT_MOST: u64 = 8 << 20;
 
 /// The link as compressors and streams see it.
 #[derive(Debug)]
 pub struct Link {
     began: Instant,
+    at_least: u64,
     state: Mutex<State>,
     room: Condvar,
 }
@@ -29,15 +32,22 @@ struct State {
 
 impl Default for Link {
     fn default() -> Self {
-        Self {
-            began: Instant::now(),
-            state: Mutex::default(),
-            room: Condvar::new(),
-        }
+        Self::new(1)
     }
 }
 
 impl Link {
+    /// Of so many page streams.
+    #[must_use]
+    pub fn new(streams: u16) -> Self {
+        Self {
+            began: Instant::now(),
+            at_least: ((u64::from(streams) + MORE_CHUNKS) * CHUNK).min(AT_MOST),
+            state: Mutex::default(),
+            room: Condvar::new(),
+        }
+    }
+
     pub(crate) fn now(&self) -> Duration {
         self.began.elapsed()
     }
@@ -46,14 +56,14 @@ impl Link {
     pub(crate) fn state(&self) -> (Duration, Option<f64>, f64) {
         let state = self.lock();
         let now = self.now();
-        let fill = state.queued as f64 / state.limit(now) as f64;
+        let fill = state.queued as f64 / self.limit(&state, now) as f64;
         (now, state.meter.bytes_per_second(now), fill.min(1.0))
     }
 
     /// For a compressor: waits while enough is queued.
     pub(crate) fn wait_for_room(&self) {
         let mut state = self.lock();
-        while !state.closed && state.queued >= state.limit(self.now()) {
+        while !state.closed && state.queued >= self.limit(&state, self.now()) {
             state = self
                 .room
                 .wait(state)
@@ -87,17 +97,15 @@ impl Link {
         self.room.notify_all();
     }
 
+    /// Bytes that may be queued.
+    fn limit(&self, state: &State, now: Duration) -> u64 {
+        let ahead = |rate: f64| (rate * AHEAD.as_secs_f64()) as u64;
+        let rate = state.meter.bytes_per_second(now);
+        rate.map_or(AT_MOST, ahead).clamp(self.at_least, AT_MOST)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// Bytes that may be queued.
-    fn limit(&self, now: Duration) -> u64 {
-        let ahead = |rate: f64| (rate * AHEAD.as_secs_f64()) as u64;
-        let rate = self.meter.bytes_per_second(now);
-        rate.map_or(AT_MOST, ahead).clamp(AT_LEAST, AT_MOST)
     }
 }
 

@@ -7,6 +7,7 @@
 mod link;
 pub(crate) mod tally;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ pub use link::Link;
 use tally::Tally;
 
 use crate::processors::pool::Gate;
-use crate::processors::priority::WorkTimer;
+use crate::processors::priority::{WorkTimer, Worked};
 
 /// Bytes of a page.
 const PAGE: usize = vmferry_protocol::PAGE_SIZE as usize;
@@ -36,6 +37,7 @@ pub struct Compression {
     link: Arc<Link>,
     gate: Arc<Gate>,
     sent: Cache,
+    last_pass: AtomicBool,
     shared: Mutex<Shared>,
 }
 
@@ -72,6 +74,7 @@ impl Compression {
             link,
             gate: Arc::new(Gate::new(threads)),
             sent: Cache::new(kept),
+            last_pass: AtomicBool::new(false),
             shared: Mutex::new(Shared {
                 selector: Selector::default(),
                 tally: Tally::default(),
@@ -87,6 +90,11 @@ impl Compression {
 
     pub(crate) fn link(&self) -> &Arc<Link> {
         &self.link
+    }
+
+    /// From now on pages are sent for the last time.
+    pub(crate) fn last_pass(&self) {
+        self.last_pass.store(true, Ordering::Relaxed);
     }
 
     /// What was counted, so far.
@@ -112,22 +120,25 @@ impl Compression {
         space: &mut Workspace,
         out: &mut Vec<u8>,
     ) -> Result<CodecId, CodecError> {
-        let timer = WorkTimer::start();
         let content = Content::of(pages.bytes);
         let mut choice = self.choose(content, pages.bytes.len());
         let start = out.len();
-        let difference = self.difference(pages, (content, choice), space, out)?;
-        let codec = if difference {
+        let mut timer = WorkTimer::start();
+        let codec = if self.difference(pages, (content, choice), space, out)? {
             choice.why = Why::Difference;
             CodecId::Delta
         } else {
+            // What was tried before is not this codec's cost.
+            timer = WorkTimer::start();
             let encoder = space.encoders.of(choice.codec)?;
             match encoder.encode(pages.bytes, out)? {
                 true => encoder.id(),
                 false => CodecId::Raw,
             }
         };
-        if pages.pass > 1 && self.how == CodecChoice::Auto {
+        let worked = timer.worked();
+        let again = pages.pass > 1 && !self.last_pass.load(Ordering::Relaxed);
+        if again && self.how == CodecChoice::Auto {
             for (&gfn, page) in pages.gfns.iter().zip(pages.bytes.chunks_exact(PAGE)) {
                 self.sent.put(pages.pass, gfn, page);
             }
@@ -136,7 +147,7 @@ impl Compression {
             CodecId::Raw => pages.bytes.len(),
             _ => out.len() - start,
         };
-        self.learn(pages, content, choice, codec, encoded, &timer);
+        self.learn(pages, (content, choice), codec, encoded, worked);
         Ok(codec)
     }
 
@@ -222,13 +233,11 @@ impl Compression {
     fn learn(
         &self,
         pages: Pages<'_>,
-        content: Content,
-        choice: Choice,
+        (content, choice): (Content, Choice),
         codec: CodecId,
         encoded: usize,
-        timer: &WorkTimer,
+        worked: Worked,
     ) {
-        let worked = timer.worked();
         let now = self.link.now();
         let mut shared = self.lock();
         let plain = pages.bytes.len();

@@ -4,6 +4,8 @@
 use std::fs;
 use std::time::Duration;
 
+use rustix::thread::CpuSet;
+
 use super::run_delay::vcpu_run_time;
 
 /// Ticks a second in /proc/stat: USER_HZ, which is 100 on every x86 Linux (man proc_stat).
@@ -12,19 +14,18 @@ const HZ: f64 = 100.0;
 /// Counters at a moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
-    /// Ticks in which a processor was idle, of all processors that this process may use.
+    /// Ticks in which a processor was idle.
     idle: u64,
     /// Time that this process's threads ran that are not vCPUs'.
     own: Duration,
 }
 
 impl Usage {
-    /// At present; none where the kernel does not tell.
-    pub(crate) fn now() -> Option<Self> {
-        let allowed = rustix::thread::sched_getaffinity(None).ok()?;
+    /// At present, of the processors in `allowed`; none where the kernel does not tell.
+    pub(crate) fn now(allowed: &CpuSet) -> Option<Self> {
         let stat = fs::read_to_string("/proc/stat").ok()?;
         let idle = idle_ticks(&stat, |processor| {
-            processor < rustix::thread::CpuSet::MAX_CPU && allowed.is_set(processor)
+            processor < CpuSet::MAX_CPU && allowed.is_set(processor)
         });
         let process = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
         let process = Duration::new(process.tv_sec.unsigned_abs(), process.tv_nsec as u32);
@@ -69,12 +70,13 @@ mod tests {
 
     #[test]
     fn this_process_uses_what_it_uses() {
-        let before = Usage::now().unwrap();
+        let all = rustix::thread::sched_getaffinity(None).unwrap();
+        let before = Usage::now(&all).unwrap();
         let mut n = 0u64;
-        while Usage::now().unwrap().own - before.own < Duration::from_millis(5) {
+        while Usage::now(&all).unwrap().own - before.own < Duration::from_millis(5) {
             n = std::hint::black_box(n + 1);
         }
-        let (_, own) = Usage::now()
+        let (_, own) = Usage::now(&all)
             .unwrap()
             .since(&before, Duration::from_millis(10));
         assert!(own >= 0.5, "{own}");

@@ -21,6 +21,7 @@ use idle::Usage;
 use pool::{Control, Gate, Sample};
 use priority::Helpers;
 use run_delay::{NAMED, vcpu_run_delay};
+use rustix::thread::{CpuSet, sched_getaffinity};
 use steer::Threads;
 
 const EVERY: Duration = Duration::from_millis(50);
@@ -41,8 +42,12 @@ impl Watch {
         let stopped = Arc::new(AtomicBool::new(false));
         let here = stopped.clone();
         let watch = move || {
-            let mut threads = Threads::of(NAMED);
-            let mut look = Look::new(&gate, budget);
+            // Before this thread is steered itself.
+            let Ok(allowed) = sched_getaffinity(None) else {
+                return;
+            };
+            let mut threads = Threads::of(NAMED, allowed);
+            let mut look = Look::new(&gate, budget, allowed);
             while !here.load(Ordering::Acquire) {
                 threads.look();
                 look.at(&gate, &helpers);
@@ -81,6 +86,7 @@ impl Drop for Watch {
 /// What was seen last.
 struct Look {
     slots: Option<Slots>,
+    processors: CpuSet,
     control: Control,
     when: Instant,
     usage: Option<Usage>,
@@ -88,15 +94,17 @@ struct Look {
 }
 
 impl Look {
-    fn new(gate: &Gate, budget: Option<Budget>) -> Self {
+    fn new(gate: &Gate, budget: Option<Budget>, processors: CpuSet) -> Self {
         let mut slots = budget.map(Slots::of);
-        let active = allowed(&mut slots, gate.threads());
+        // One, until there is something to do for more.
+        let active = allowed(&mut slots, gate, gate.threads());
         gate.set(active, gate.room().1);
         Self {
             slots,
+            processors,
             control: Control::new(gate.threads()),
             when: Instant::now(),
-            usage: Usage::now(),
+            usage: Usage::now(&processors),
             waited: vcpu_run_delay(),
         }
     }
@@ -106,28 +114,29 @@ impl Look {
         if passed < SAMPLE {
             return;
         }
-        let (usage, waited) = (Usage::now(), vcpu_run_delay());
+        let (usage, waited) = (Usage::now(&self.processors), vcpu_run_delay());
         if let (Some(before), Some(now)) = (self.usage, usage) {
             let (idle, own) = now.since(&before, passed);
             let vcpus_waited = waited.saturating_sub(self.waited);
             if idle >= pool::IDLE {
-                helpers.idle_again();
+                helpers.starve(false);
             }
             let active = self.control.next(Sample {
                 idle,
                 vcpus_waited: vcpus_waited.as_secs_f64() / passed.as_secs_f64(),
                 starved: helpers.were_starved(),
             });
-            gate.set(allowed(&mut self.slots, active), idle + own);
+            gate.set(allowed(&mut self.slots, gate, active), idle + own);
         }
         (self.when, self.usage, self.waited) = (Instant::now(), usage, waited);
     }
 }
 
-/// How many of `active` compressors the host's budget allows.
-fn allowed(slots: &mut Option<Slots>, active: usize) -> usize {
+/// How many of `active` compressors the host's budget allows. No more of it is held than there was
+/// use for of late, and one: a migration whose link is slow leaves the rest to others.
+fn allowed(slots: &mut Option<Slots>, gate: &Gate, active: usize) -> usize {
     match slots {
-        Some(slots) => 1 + slots.hold(active.saturating_sub(1)),
+        Some(slots) => 1 + slots.hold(active.min(gate.used_of_late() + 1).saturating_sub(1)),
         None => active,
     }
 }

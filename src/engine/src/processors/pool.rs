@@ -59,6 +59,8 @@ pub(crate) struct Gate {
 #[derive(Debug)]
 struct State {
     inside: usize,
+    /// Most that were inside since that was last asked for.
+    most: usize,
     at_most: usize,
     /// Processors that nobody but this migration uses.
     spare: f64,
@@ -79,6 +81,7 @@ impl Gate {
             threads,
             state: Mutex::new(State {
                 inside: 0,
+                most: 0,
                 at_most: threads,
                 spare: threads as f64,
             }),
@@ -98,6 +101,7 @@ impl Gate {
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.inside += 1;
+        state.most = state.most.max(state.inside);
         Inside(self)
     }
 
@@ -107,6 +111,13 @@ impl Gate {
         state.at_most = at_most.clamp(1, self.threads);
         state.spare = spare;
         self.room.notify_all();
+    }
+
+    /// How many were inside at a time since this was last asked for.
+    pub(crate) fn used_of_late(&self) -> usize {
+        let mut state = self.lock();
+        let inside = state.inside;
+        std::mem::replace(&mut state.most, inside)
     }
 
     /// All may be inside: the guest stands still.
@@ -184,5 +195,7 @@ mod tests {
         gate.open();
         let all: Vec<_> = (0..4).map(|_| gate.enter()).collect();
         assert_eq!(gate.lock().inside, all.len());
+        drop(all);
+        assert_eq!((gate.used_of_late(), gate.used_of_late()), (4, 0));
     }
 }

@@ -4,7 +4,6 @@
 //! what is left over would not end, and they take a small share.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,10 +12,31 @@ type Tid = libc::pid_t;
 
 /// Threads whose priority changes together.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Helpers {
-    threads: Arc<Mutex<Vec<Tid>>>,
-    hurried: Arc<AtomicBool>,
-    starved: Arc<AtomicBool>,
+pub(crate) struct Helpers(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    threads: Vec<Tid>,
+    /// The guest stands still.
+    paused: bool,
+    /// No processor was idle for so long that they take a share.
+    starved: bool,
+}
+
+impl State {
+    fn policy(&self) -> libc::c_int {
+        if self.paused || self.starved {
+            libc::SCHED_OTHER
+        } else {
+            libc::SCHED_IDLE
+        }
+    }
+
+    fn apply(&self) {
+        for thread in &self.threads {
+            let _ = set(*thread, self.policy());
+        }
+    }
 }
 
 /// How far helpers step back where they take a share: about a fifteenth of a processor that a vCPU
@@ -33,27 +53,31 @@ impl Helpers {
         // SAFETY: takes numbers; on Linux it changes the calling thread alone.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
         if can_return() {
-            self.lock().push(thread);
-            let _ = set(thread, libc::SCHED_IDLE);
+            let mut state = self.lock();
+            state.threads.push(thread);
+            let _ = set(thread, state.policy());
         }
     }
 
     /// The calling thread is none of them any more.
     pub(crate) fn leave(&self) {
         let thread = own_tid();
-        self.lock().retain(|t| *t != thread);
+        self.lock().threads.retain(|t| *t != thread);
     }
 
     /// The guest stands still, or does not.
-    pub(crate) fn hurry(&self, hurry: bool) {
-        self.hurried.store(hurry, Ordering::SeqCst);
-        let policy = if hurry {
-            libc::SCHED_OTHER
-        } else {
-            libc::SCHED_IDLE
-        };
-        for thread in self.lock().iter() {
-            let _ = set(*thread, policy);
+    pub(crate) fn pause(&self, paused: bool) {
+        let mut state = self.lock();
+        state.paused = paused;
+        state.apply();
+    }
+
+    /// Whether no processor is idle, so that they take a share, or there are again.
+    pub(crate) fn starve(&self, starved: bool) {
+        let mut state = self.lock();
+        if state.starved != starved {
+            state.starved = starved;
+            state.apply();
         }
     }
 
@@ -63,47 +87,41 @@ impl Helpers {
         let timer = WorkTimer::start();
         let result = f();
         let Worked { took, ran } = timer.worked();
-        if starved(took, ran) && !self.hurried.load(Ordering::SeqCst) {
+        if starved(took, ran) && self.steps_back() {
             tracing::info!(
                 ?took,
                 ?ran,
                 "no processor is idle: compressors take a share"
             );
-            self.starved.store(true, Ordering::SeqCst);
-            self.hurry(true);
+            self.starve(true);
         }
         result
     }
 
     /// Whether helpers take a share because no processor is idle.
     pub(crate) fn were_starved(&self) -> bool {
-        self.starved.load(Ordering::SeqCst)
+        self.lock().starved
     }
 
-    /// Processors are idle again, and enough for helpers.
-    pub(crate) fn idle_again(&self) {
-        if self.starved.swap(false, Ordering::SeqCst) {
-            self.hurry(false);
-        }
+    fn steps_back(&self) -> bool {
+        self.lock().policy() == libc::SCHED_IDLE
     }
 
     /// Does what somebody may wait for at ordinary priority. For helpers only.
     pub(crate) fn undisturbed<T>(&self, f: impl FnOnce() -> T) -> T {
-        if !can_return() || self.hurried.load(Ordering::SeqCst) {
+        if !can_return() || !self.steps_back() {
             return f();
         }
         let _ = set(0, libc::SCHED_OTHER);
         let result = f();
-        let _ = set(0, libc::SCHED_IDLE);
-        // It may have been said meanwhile, and been overwritten just now.
-        if self.hurried.load(Ordering::SeqCst) {
-            let _ = set(0, libc::SCHED_OTHER);
-        }
+        // What holds now: it may have been changed meanwhile.
+        let state = self.lock();
+        let _ = set(0, state.policy());
         result
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Tid>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -198,7 +216,7 @@ mod tests {
         let helpers = Helpers::default();
         assert_eq!(helpers.work(|| 7), 7);
         helpers.work(|| std::thread::sleep(STARVED * 2));
-        assert!(helpers.hurried.load(Ordering::SeqCst));
+        assert!(helpers.were_starved());
     }
 
     #[test]
@@ -210,11 +228,11 @@ mod tests {
             let back = own_policy();
             let undisturbed = helpers.undisturbed(own_policy);
             assert_eq!(own_policy(), back);
-            helpers.hurry(true);
+            helpers.pause(true);
             let hurried = own_policy();
             assert_eq!(helpers.undisturbed(own_policy), hurried);
             helpers.leave();
-            assert!(helpers.lock().is_empty());
+            assert!(helpers.lock().threads.is_empty());
             (back, undisturbed, hurried)
         });
         let (back, undisturbed, hurried) = thread.join().unwrap();

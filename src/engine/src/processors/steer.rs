@@ -37,14 +37,19 @@ enum Known {
 pub(super) struct Threads {
     /// What the names of vCPU threads begin with.
     vcpus: &'static str,
+    /// Where threads may run that are begun later: they inherit what their maker has at that time.
+    own: CpuSet,
+    first: bool,
     known: HashMap<i32, Known>,
     busy: Vec<usize>,
 }
 
 impl Threads {
-    pub(super) fn of(vcpus: &'static str) -> Self {
+    pub(super) fn of(vcpus: &'static str, own: CpuSet) -> Self {
         Self {
             vcpus,
+            own,
+            first: true,
             known: HashMap::new(),
             busy: Vec::new(),
         }
@@ -85,22 +90,27 @@ impl Threads {
             }
         }
         for tid in new {
-            let known = first_look(tid, self.vcpus);
-            if let Some(Known::Steered { own }) = &known {
-                allow(tid, &room(own, &self.busy));
+            let begun_since = (!self.first).then_some(&self.own);
+            let known = first_look(tid, self.vcpus, begun_since);
+            match &known {
+                Some(Known::Steered { own }) => allow(tid, &room(own, &self.busy)),
+                Some(_) if !self.first => allow(tid, &self.own),
+                _ => {}
             }
             self.known.extend(known.map(|known| (tid, known)));
         }
+        self.first = false;
     }
 
     /// Every thread may run again where it might before.
     pub(super) fn release(&mut self) {
+        // Those that were begun since the last look, too.
+        self.look();
         for (tid, known) in self.known.drain() {
             if let Known::Steered { own } = known {
                 allow(tid, &own);
             }
         }
-        // Those that were begun since the last look inherited what their makers had.
         self.busy.clear();
     }
 }
@@ -121,7 +131,8 @@ fn allow(tid: i32, processors: &CpuSet) {
     }
 }
 
-fn first_look(tid: i32, vcpus: &str) -> Option<Known> {
+/// What a thread is; where it was `begun_since`, its own processors are these.
+fn first_look(tid: i32, vcpus: &str, begun_since: Option<&CpuSet>) -> Option<Known> {
     let name = fs::read_to_string(format!("/proc/self/task/{tid}/comm")).ok()?;
     if name.starts_with(vcpus) {
         let ran = ran_and_where(tid).map_or(Duration::ZERO, |(ran, _)| ran);
@@ -131,7 +142,10 @@ fn first_look(tid: i32, vcpus: &str) -> Option<Known> {
     if name.trim_end() == ANSWERS {
         return Some(Known::Alone);
     }
-    let own = sched_getaffinity(Some(Pid::from_raw(tid)?)).ok()?;
+    let own = match begun_since {
+        Some(own) => *own,
+        None => sched_getaffinity(Some(Pid::from_raw(tid)?)).ok()?,
+    };
     Some(Known::Steered { own })
 }
 
@@ -200,17 +214,22 @@ mod tests {
         let before = sched_getaffinity(None).unwrap();
         let ended = Arc::new(AtomicBool::new(false));
         let here = ended.clone();
+        let begun = Arc::new(std::sync::Barrier::new(2));
+        let named = begun.clone();
         let vcpu = std::thread::Builder::new()
             .name("pretends".to_owned())
             .spawn(move || {
+                // It has its name now.
+                named.wait();
                 while !here.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }
                 sched_getaffinity(None).unwrap()
             })
             .unwrap();
+        begun.wait();
         let me = rustix::thread::gettid().as_raw_nonzero().get();
-        let mut threads = Threads::of("pretends");
+        let mut threads = Threads::of("pretends", before);
         threads.look();
         while threads.busy.is_empty() {
             std::thread::yield_now();
@@ -219,8 +238,16 @@ mod tests {
         let left = room(&before, &threads.busy);
         assert!(sched_getaffinity(None).unwrap() == left);
         assert!(matches!(threads.known[&me], Known::Steered { .. }));
+        // One that is begun now inherits what this one has, and gets its own back.
+        let (tell, told) = std::sync::mpsc::channel::<()>();
+        let later = std::thread::spawn(move || {
+            let _ = told.recv();
+            sched_getaffinity(None).unwrap()
+        });
         threads.release();
         assert!(sched_getaffinity(None).unwrap() == before);
+        drop(tell);
+        assert!(later.join().unwrap() == before);
         ended.store(true, Ordering::Relaxed);
         assert!(vcpu.join().unwrap() == before, "a vCPU is not steered");
     }

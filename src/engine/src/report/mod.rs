@@ -90,7 +90,7 @@ pub struct PassReport {
     pub pages_deferred: u64,
     /// Write notifications that the guest paid for before this pass.
     pub notifications: u64,
-    /// Time to protect, read and compare pages, summed over all compressor threads, in milliseconds.
+    /// Processor time to read and compare pages, in milliseconds.
     #[serde(default)]
     pub read_ms: f64,
     /// Bytes on the page streams, before TLS.

@@ -13,6 +13,7 @@ use vmferry_journal::Journal;
 use vmferry_machine::Machine;
 use vmferry_memory::GuestRam;
 use vmferry_protocol::message::VmShape;
+use vmferry_protocol::policy::READ_BUDGET;
 use vmferry_protocol::source::{Outcome, Source, SourceConfig, SourceEvent, SourceOutput};
 use vmferry_protocol::{PAGE_SIZE, RamLayout};
 use vmferry_tracker::{DirtyTracker, PassFacts, Throttle};
@@ -42,8 +43,6 @@ const FIXED_COST: Duration = Duration::from_millis(3);
 /// The guest stands still for at most so many times the blackout that is accepted, and a while.
 const PAUSE_FACTOR: u32 = 4;
 const PAUSE_AT_LEAST: Duration = Duration::from_secs(5);
-/// What reading and comparing pages may take while the guest is paused.
-const READ_BUDGET: Duration = Duration::from_millis(3);
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 /// The actors that it directs. They end when nobody can send to them any more.
@@ -116,7 +115,7 @@ impl Migration {
         };
         let threads = options.compressors.max(1);
         let kept = usize::try_from(options.delta_cache_bytes).unwrap_or(usize::MAX);
-        let link = Arc::new(Link::default());
+        let link = Arc::new(Link::new(options.streams));
         let compression = Arc::new(Compression::new(options.codec, link, threads, kept));
         let encoders = (0..threads).map(|_| {
             let (ram, tracker, compression) = (ram.clone(), tracker.clone(), compression.clone());
@@ -277,7 +276,8 @@ impl Migration {
             SourceOutput::Pause => {
                 // Now, and not while the guest stands still.
                 self.run_delay_at_pause = Some(vcpu_run_delay());
-                self.helpers.hurry(true);
+                self.helpers.pause(true);
+                self.compression.last_pass();
                 self.watch.stop();
                 team.hands.do_send(Do::Pause(machine));
             }
@@ -286,7 +286,7 @@ impl Migration {
             SourceOutput::SaveState => team.hands.do_send(Do::Save(machine)),
             SourceOutput::Persist(persist) => team.journal.do_send(Write(persist)),
             SourceOutput::ResumeGuest { run } => {
-                self.helpers.hurry(false);
+                self.helpers.pause(false);
                 team.hands.do_send(Do::Resume(machine, run));
                 // After the guest runs: it can take long, and the guest would wait for it.
                 team.tracker.do_send(StopTracking);
@@ -370,6 +370,13 @@ impl Migration {
                 ctx.stop();
             },
         ));
+    }
+}
+
+impl Drop for Migration {
+    fn drop(&mut self) {
+        // Compressors that wait for the link would wait for ever.
+        self.compression.link().close();
     }
 }
 

@@ -42,7 +42,7 @@ fn pass(p: &PassStats, tally: &Tally) -> PassReport {
         pages_unchanged: p.pages_unchanged,
         pages_deferred: p.pages_deferred,
         notifications: p.notifications,
-        read_ms: ms(p.read),
+        read_ms: ms(p.read_ran),
         codecs: codecs
             .map(|(c, used)| (c.to_owned(), codec(used)))
             .collect(),

@@ -81,6 +81,11 @@ pub struct Source {
     not_shrinking: u32,
     /// Pages that changed in the last pass, and in the one before.
     hot: PageSet,
+    /// Pages that had changed when this pass came to them, and when the last one did.
+    changed: PageSet,
+    changed_before: PageSet,
+    /// Hot pages that this pass leaves out.
+    deferred: PageSet,
     throttled: Option<u64>,
     final_chunk_pages: u64,
     /// Chunks handed to the page streams, and chunks of which nothing was to be sent.
@@ -117,6 +122,9 @@ impl Source {
             pass: 0,
             not_shrinking: 0,
             hot: PageSet::new(&config.shape.ram),
+            changed: PageSet::new(&config.shape.ram),
+            changed_before: PageSet::new(&config.shape.ram),
+            deferred: PageSet::new(&config.shape.ram),
             throttled: None,
             final_chunk_pages: MAX_DATA_PAGES,
             chunks_sent: 0,

@@ -23,7 +23,7 @@ impl Source {
     pub(super) fn harvested(&mut self, now: Time, mut dirty: PageSet) {
         let pages = dirty.len();
         if self.pass > 1 {
-            self.hot.intersect(&dirty);
+            self.find_hot(&dirty);
             let changed = self.stats.likely_changed(pages, self.hot.len());
             if changed * 10 >= self.stats.last_pass_changed() * 9 {
                 self.not_shrinking += 1;
@@ -33,7 +33,10 @@ impl Source {
             let weighed = decide(&self.policy_input(pages), &self.config.limits);
             self.stats.decided(self.pass - 1, &weighed);
             match weighed.decision {
-                Decision::Continue { defer_hot: true } => dirty.subtract(&self.hot),
+                Decision::Continue { defer_hot: true } => {
+                    self.deferred = self.hot.clone();
+                    dirty.subtract(&self.hot);
+                }
                 Decision::Continue { defer_hot: false } => {}
                 Decision::Throttle { pages_per_second } => {
                     self.throttle(Some(pages_per_second));
@@ -58,6 +61,20 @@ impl Source {
         self.end_pass_if_done(now);
     }
 
+    /// Pages that change all the time: they had changed in both of the last passes, or were left out
+    /// of the last because of that, and may have changed again.
+    fn find_hot(&mut self, dirty: &PageSet) {
+        let none = || PageSet::new(&self.config.shape.ram);
+        let deferred = std::mem::replace(&mut self.deferred, none());
+        let changed = std::mem::replace(&mut self.changed, none());
+        self.hot = changed.clone();
+        self.hot.intersect(&self.changed_before);
+        self.hot.union(&deferred);
+        self.hot.intersect(dirty);
+        self.changed_before = changed;
+        self.changed_before.union(&deferred);
+    }
+
     /// Sets how fast writers may go on, where that is a change.
     pub(super) fn throttle(&mut self, pages_per_second: Option<u64>) {
         if self.throttled != pages_per_second {
@@ -74,6 +91,7 @@ impl Source {
             remaining_pages,
             hot_pages: self.hot.len(),
             changed_pages: self.stats.likely_changed(remaining_pages, self.hot.len()),
+            expected_pages: self.stats.expected_changed(remaining_pages, self.hot.len()),
             last_changed: self.stats.last_pass_changed(),
             read_per_page: self.stats.read_per_page(),
             last_duration: self.stats.last_pass_duration(),
@@ -99,12 +117,11 @@ impl Source {
     pub(super) fn chunk_sent(&mut self, now: Time, stats: &ChunkStats) {
         self.chunks_sent += 1;
         self.stats.chunk_sent(stats);
-        // In the first pass, everything has changed. Later, what changed since then and was found
-        // changed again is likely to go on so; neighbours that a group brought along are not.
+        // In the first pass, everything has changed. Neighbours that a group brought along have not.
         let changed = (stats.pages_data + stats.pages_zero) * 2 > stats.pages_unchanged;
         if self.pass > 1 && changed {
             for &range in self.pending.in_flight(stats.chunk) {
-                self.hot.insert(range);
+                self.changed.insert(range);
             }
         }
         if self.state == State::FinalSending {
@@ -116,9 +133,6 @@ impl Source {
     pub(super) fn chunk_unchanged(&mut self, now: Time, stats: &ChunkStats) {
         self.chunks_unchanged += 1;
         self.stats.chunk_sent(stats);
-        for &range in self.pending.in_flight(stats.chunk) {
-            self.hot.remove(range);
-        }
         self.acknowledged(now, &[stats.chunk]);
     }
 

@@ -63,6 +63,8 @@ pub struct PassStats {
     pub pages_unchanged: u64,
     /// Time to read and compare pages, summed over all threads.
     pub read: Duration,
+    /// Processor time of that.
+    pub read_ran: Duration,
     /// Pages that change all the time, left for the end.
     pub pages_deferred: u64,
     /// Write notifications since the last pass began.
@@ -143,6 +145,9 @@ pub struct SourceStats {
 const TELLING_BYTES: u64 = 256 << 10;
 /// And passes of fewer changed pages nothing about what one takes.
 const TELLING_PAGES: u64 = 32;
+/// A pass that was much shorter than the one before still leaves so much of what that left: in a long
+/// one, a guest comes to the same pages again and again.
+const LEAST_SHARE: f64 = 0.25;
 
 impl SourceStats {
     pub(super) fn new(now: Time) -> Self {
@@ -199,6 +204,7 @@ impl SourceStats {
         self.pages_unchanged += chunk.pages_unchanged;
         self.current.pages_unchanged += chunk.pages_unchanged;
         self.current.read += chunk.read;
+        self.current.read_ran += chunk.read_ran;
         self.current.bytes_wire += chunk.bytes_wire;
         self.current.pages_data += chunk.pages_data;
         self.current.pages_zero += chunk.pages_zero;
@@ -244,26 +250,48 @@ impl SourceStats {
         last.map_or(0, |p| p.pages_data + p.pages_zero + p.pages_deferred)
     }
 
-    /// Of `remaining` pages that may have changed since the last pass began, how many are likely
-    /// to have. All of them, where trackers are exact. Where content is compared, many are mere
-    /// neighbours of what was written: the guest is expected to have gone on as it did before.
+    /// Of `remaining` pages that may have changed since the last pass began, how many must be
+    /// reckoned with. All of them, where trackers are exact. Where content is compared, many are
+    /// mere neighbours of what was written: as large a share as in the last pass.
     pub(super) fn likely_changed(&self, remaining: u64, hot: u64) -> u64 {
-        let [.., before, last] = self.passes.as_slice() else {
+        let Some(last) = self.compared() else {
             return remaining;
         };
-        if self.pages_unchanged == 0 || before.duration.is_zero() {
-            return remaining;
-        }
-        let longer = last.duration.as_secs_f64() / before.duration.as_secs_f64();
-        let changed = self.last_pass_changed() as f64 * longer;
+        let considered = last.pages_considered + last.pages_deferred;
+        let share = self.last_pass_changed() as f64 / considered.max(1) as f64;
+        let changed = remaining as f64 * share;
         (changed.ceil() as u64).max(hot).min(remaining)
     }
 
-    /// Time to read and compare a page, by one thread; zero before anything was compared.
+    /// The same, as far as the guest goes on as it did: what it changes grows with time, and the
+    /// last pass was shorter than the one before. Never more than [`Self::likely_changed`].
+    pub(super) fn expected_changed(&self, remaining: u64, hot: u64) -> u64 {
+        let likely = self.likely_changed(remaining, hot);
+        let [.., before, last] = self.passes.as_slice() else {
+            return likely;
+        };
+        if self.compared().is_none() || before.duration.is_zero() {
+            return likely;
+        }
+        let longer = last.duration.as_secs_f64() / before.duration.as_secs_f64();
+        let changed = self.last_pass_changed() as f64 * longer.max(LEAST_SHARE);
+        (changed.ceil() as u64).max(hot).min(likely)
+    }
+
+    /// The last pass, where its pages were compared with what the destination has.
+    fn compared(&self) -> Option<&PassStats> {
+        let compares = self.pages_unchanged > 0;
+        self.passes.last().filter(|p| compares && p.pass > 1)
+    }
+
+    /// Processor time to read and compare a page; zero where nothing is compared.
     pub(super) fn read_per_page(&self) -> Duration {
-        let last = self.passes.last();
-        last.map_or(Duration::ZERO, |p| {
-            p.read.div_f64(p.pages_considered.max(1) as f64)
+        let compared = self.passes.iter().rev().filter(|p| p.pass > 1);
+        let telling = compared
+            .filter(|p| p.pages_considered >= TELLING_PAGES)
+            .find(|_| self.pages_unchanged > 0);
+        telling.map_or(Duration::ZERO, |p| {
+            p.read_ran.div_f64(p.pages_considered as f64)
         })
     }
 

@@ -112,6 +112,8 @@ pub struct ChunkStats {
     pub pages_unchanged: u64,
     /// Time to read and compare the pages.
     pub read: Duration,
+    /// Processor time of that.
+    pub read_ran: Duration,
 }
 
 /// What is to be done.

@@ -64,6 +64,8 @@ pub(super) async fn hop(
         streams: args.streams,
         codec: args.codec.clone(),
         delta_cache_mib: args.delta_cache_mib,
+        compressors: args.compressors,
+        budget: None,
         tracker: args.tracker.clone(),
         group: args.group.clone(),
         throttle_pct: args.throttle,

@@ -295,6 +295,8 @@ impl Move {
                 streams: 2,
                 delta_cache_mib: 16,
                 codec: "auto".to_owned(),
+                compressors: 0,
+                budget: None,
                 tracker: "auto".to_owned(),
                 group: "auto".to_owned(),
                 throttle_pct: 0,
