@@ -97,11 +97,12 @@ impl Link {
         self.room.notify_all();
     }
 
-    /// Bytes that may be queued.
+    /// Bytes that may be queued: few before anything is known of the link, so that the queue soon
+    /// says whether it is slow.
     fn limit(&self, state: &State, now: Duration) -> u64 {
         let ahead = |rate: f64| (rate * AHEAD.as_secs_f64()) as u64;
         let rate = state.meter.bytes_per_second(now);
-        rate.map_or(AT_MOST, ahead).clamp(self.at_least, AT_MOST)
+        rate.map_or(self.at_least, ahead).clamp(self.at_least, AT_MOST)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
