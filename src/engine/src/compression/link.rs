@@ -102,7 +102,8 @@ impl Link {
     fn limit(&self, state: &State, now: Duration) -> u64 {
         let ahead = |rate: f64| (rate * AHEAD.as_secs_f64()) as u64;
         let rate = state.meter.bytes_per_second(now);
-        rate.map_or(self.at_least, ahead).clamp(self.at_least, AT_MOST)
+        rate.map_or(self.at_least, ahead)
+            .clamp(self.at_least, AT_MOST)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
