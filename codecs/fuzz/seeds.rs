@@ -6,12 +6,10 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 
-use vmferry_codecs::{CodecId, CodecSpec, delta, encoder};
+use vmferry_codecs::{CodecId, CodecSpec, PAGE, delta, encoder};
 use vmferry_protocol::PageRange;
 use vmferry_protocol::ids::ChunkId;
 use vmferry_protocol::wire::ChunkHeader;
-
-const PAGE: usize = delta::PAGE;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args().nth(1).ok_or("seeds FOLDER")?;

@@ -3,8 +3,8 @@
 //! A look reads 64 bytes of a page (1.6 %): enough to tell what compresses from what does not, and
 //! a small part of what reading the page for sending costs.
 
-/// Bytes of a page.
-const PAGE: usize = 4096;
+use crate::PAGE;
+
 /// Windows that are looked at in a page, and bytes of each.
 const WINDOWS: usize = 4;
 const WINDOW: usize = 16;

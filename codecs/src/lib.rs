@@ -19,6 +19,9 @@ pub use content::Content;
 pub use encoders::Encoders;
 pub use spec::{CodecChoice, CodecSpec, UnknownCodec};
 
+/// Bytes of a page.
+pub const PAGE: usize = 4096;
+
 /// A codec's number on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]

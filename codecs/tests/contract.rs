@@ -3,18 +3,16 @@
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use vmferry_codecs::{CodecId, CodecSpec, decode, delta, encoder};
+use vmferry_codecs::selector::CANDIDATES;
+use vmferry_codecs::{CodecId, CodecSpec, PAGE, decode, delta, encoder};
 
-const PAGE: usize = delta::PAGE;
-const SPECS: [CodecSpec; 7] = [
-    CodecSpec::Raw,
-    CodecSpec::Lz4,
-    CodecSpec::Zstd(-5),
-    CodecSpec::Zstd(1),
-    CodecSpec::Zstd(9),
-    CodecSpec::Brotli(0),
-    CodecSpec::Brotli(5),
-];
+/// What stands before an encoding, and must stay.
+const BEFORE: &[u8] = b"before";
+
+/// Every codec that is chosen from, and raw.
+fn specs() -> impl Iterator<Item = CodecSpec> {
+    CANDIDATES.into_iter().chain([CodecSpec::Raw])
+}
 
 /// Pages and what was sent of them before.
 #[derive(Clone)]
@@ -47,20 +45,16 @@ impl Case {
             all.push((CodecId::Zero, Vec::new()));
         }
         let bases: Vec<_> = self.before.iter().map(Option::as_deref).collect();
-        for spec in SPECS {
+        for spec in specs() {
             let mut codec = encoder(spec).expect("an encoder for a level that is allowed");
-            let mut out = Vec::new();
-            if codec.encode(&self.pages, &mut out).expect("an encoding") {
-                all.push((codec.id(), out));
-            }
-            let mut out = Vec::new();
-            let mut delta = delta::Encoder::default();
-            if delta
+            let mut out = BEFORE.to_vec();
+            let done = codec.encode(&self.pages, &mut out).expect("an encoding");
+            all.extend(appended(done, out).map(|out| (codec.id(), out)));
+            let mut out = BEFORE.to_vec();
+            let done = delta::Encoder::default()
                 .encode(&self.pages, &bases, &mut *codec, &mut out)
-                .expect("a delta")
-            {
-                all.push((CodecId::Delta, out));
-            }
+                .expect("a delta");
+            all.extend(appended(done, out).map(|out| (CodecId::Delta, out)));
         }
         for (codec, encoded) in &all {
             let shorter = encoded.len() < self.pages.len();
@@ -68,6 +62,12 @@ impl Case {
         }
         all
     }
+}
+
+/// What was appended; nothing may have been, where it was not done.
+fn appended(done: bool, mut out: Vec<u8>) -> Option<Vec<u8>> {
+    assert!(out.starts_with(BEFORE) && (done || out == BEFORE));
+    done.then(|| out.split_off(BEFORE.len()))
 }
 
 fn content() -> impl Strategy<Value = Vec<u8>> {

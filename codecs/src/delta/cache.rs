@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::PAGE;
+use crate::PAGE;
 
 /// Parts with a lock each, so that threads seldom wait for one another.
 const SHARDS: usize = 16;

@@ -24,13 +24,10 @@ mod runs;
 
 use twox_hash::XxHash3_64;
 
-use crate::{CodecError, CodecId, PageCodec};
+use crate::{CodecError, CodecId, PAGE, PageCodec};
 
 pub use cache::Cache;
 use runs::Runs;
-
-/// Bytes of a page.
-pub const PAGE: usize = 4096;
 
 /// Bytes before the bitmap, and of the sum at the end.
 const HEAD: usize = 5;

@@ -9,7 +9,7 @@
 //! literals begin and end with a byte that is not zero, and have at most three zeros in a row, as
 //! a run of its own would be no shorter.
 
-use super::PAGE;
+use crate::PAGE;
 
 /// Compared at once: large enough for the widest registers, small enough to be looked at by word.
 const BLOCK: usize = 128;

@@ -110,11 +110,11 @@ impl Encoder {
         Ok(())
     }
 
-    /// Reads and encodes the pages of `chunk`.
+    /// Reads and encodes the pages of `chunk`; `last` where they will not be sent again.
     ///
     /// # Errors
     /// [`EncodeError`].
-    pub fn encode(&mut self, chunk: &Chunk) -> Result<Encoded, EncodeError> {
+    pub fn encode(&mut self, chunk: &Chunk, last: bool) -> Result<Encoded, EncodeError> {
         let timer = WorkTimer::start();
         let mut pages = self.buffers.take(MAX_ENCODED);
         let (zero, data) = self.read(&chunk.ranges, &mut pages)?;
@@ -140,7 +140,7 @@ impl Encoder {
         self.compression.zero(chunk.pass, zeros);
         self.gfns.clear();
         self.gfns.extend(data.iter().flat_map(PageRange::frames));
-        let (codec, content) = self.compress(chunk.pass, pages)?;
+        let (codec, content) = self.compress(chunk.pass, last, pages)?;
         let header = ChunkHeader {
             chunk: chunk.id,
             pass: chunk.pass,
@@ -191,13 +191,19 @@ impl Encoder {
         Ok((zero, data))
     }
 
-    fn compress(&mut self, pass: u32, pages: Vec<u8>) -> Result<(CodecId, Bytes), CodecError> {
+    fn compress(
+        &mut self,
+        pass: u32,
+        last: bool,
+        pages: Vec<u8>,
+    ) -> Result<(CodecId, Bytes), CodecError> {
         if pages.is_empty() {
             return Ok((CodecId::Zero, self.buffers.share(pages)));
         }
         let mut out = self.buffers.take(MAX_ENCODED);
         let of_chunk = Pages {
             pass,
+            last,
             gfns: &self.gfns,
             bytes: &pages,
         };

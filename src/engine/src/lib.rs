@@ -7,6 +7,7 @@
 
 mod actors;
 mod apply;
+mod background;
 mod buffers;
 mod clock;
 pub mod compression;

@@ -1,12 +1,13 @@
 //! How much memory a migration takes beyond the guest's RAM: measured, not reckoned.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use vmferry_memory::GuestRam;
 use vmferry_protocol::PAGE_SIZE;
+
+use crate::background::Background;
 
 const EVERY: Duration = Duration::from_millis(20);
 /// A look walks the page tables of guest RAM: this many times as long as it took, nothing.
@@ -15,15 +16,8 @@ const REST: u32 = 100;
 /// Samples the process's resident memory without the guest's RAM, from its start to its end.
 #[derive(Debug)]
 pub(crate) struct Meter {
-    shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    before: u64,
-    peak: AtomicU64,
-    ended: AtomicBool,
+    peak: Arc<AtomicU64>,
+    _looks: Background,
 }
 
 /// Resident bytes of this process, from /proc/self/statm.
@@ -47,41 +41,27 @@ fn beyond(ram: Option<&GuestRam>) -> Option<u64> {
 impl Meter {
     /// Begins. `ram` is the guest's, and may come later.
     pub(crate) fn start(ram: impl Fn() -> Option<Arc<GuestRam>> + Send + 'static) -> Self {
-        let shared = Arc::new(Shared {
-            before: beyond(ram().as_deref()).unwrap_or(0),
-            peak: AtomicU64::new(0),
-            ended: AtomicBool::new(false),
-        });
-        let here = shared.clone();
-        let sample = move || {
-            while !here.ended.load(Ordering::Acquire) {
+        let before = beyond(ram().as_deref()).unwrap_or(0);
+        let peak = Arc::new(AtomicU64::new(0));
+        let here = peak.clone();
+        let looks = Background::start("memory-meter", move |until| {
+            loop {
                 let began = Instant::now();
                 let now = beyond(ram().as_deref()).unwrap_or(0);
-                let more = now.saturating_sub(here.before);
-                here.peak.fetch_max(more, Ordering::Relaxed);
-                std::thread::park_timeout(EVERY.max(began.elapsed() * REST));
+                here.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
+                if !until.rest(EVERY.max(began.elapsed() * REST)) {
+                    return;
+                }
             }
-        };
-        let thread = std::thread::Builder::new()
-            .name("memory-meter".to_owned())
-            .stack_size(128 << 10)
-            .spawn(sample)
-            .ok();
-        Self { shared, thread }
+        });
+        Self {
+            peak,
+            _looks: looks,
+        }
     }
 
     /// Most bytes beyond RAM and beyond what was in use at the start.
     pub(crate) fn peak(&self) -> u64 {
-        self.shared.peak.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Meter {
-    fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            let _ = thread.join();
-        }
+        self.peak.load(Ordering::Relaxed)
     }
 }

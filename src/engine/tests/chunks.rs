@@ -87,7 +87,7 @@ fn encoder_by(ram: &Arc<GuestRam>, codec: CodecChoice) -> Encoder {
 
 fn frame_of(encoder: &mut Encoder, chunk: &Chunk) -> Frame {
     encoder.protect(chunk).unwrap();
-    match encoder.encode(chunk).unwrap() {
+    match encoder.encode(chunk, false).unwrap() {
         Encoded::Frame(frame) => frame,
         Encoded::Unchanged(_) => panic!("nothing is compared here"),
     }

@@ -5,33 +5,35 @@ use crate::params::Params;
 /// Words of eight bytes in a page.
 pub const WORDS: usize = 512;
 
-const WORDS_OF_TEXT: [u64; 16] = {
-    let text: [&[u8; 8]; 16] = [
-        b"migrate ",
-        b"the page",
-        b"s while ",
-        b"it runs ",
-        b"and none",
-        b" is lost",
-        b", so the",
-        b" guest  ",
-        b"does not",
-        b" notice ",
-        b"anything",
-        b" of it. ",
-        b"INSERT I",
-        b"NTO logs",
-        b" VALUES ",
-        b"(42, 'x'",
-    ];
-    let mut out = [0; 16];
+const WORDS_OF_TEXT: [u64; 16] = words([
+    b"migrate ",
+    b"the page",
+    b"s while ",
+    b"it runs ",
+    b"and none",
+    b" is lost",
+    b", so the",
+    b" guest  ",
+    b"does not",
+    b" notice ",
+    b"anything",
+    b" of it. ",
+    b"INSERT I",
+    b"NTO logs",
+    b" VALUES ",
+    b"(42, 'x'",
+]);
+
+/// The words that texts of eight bytes are.
+const fn words<const N: usize>(texts: [&[u8; 8]; N]) -> [u64; N] {
+    let mut out = [0; N];
     let mut i = 0;
-    while i < 16 {
-        out[i] = u64::from_le_bytes(*text[i]);
+    while i < N {
+        out[i] = u64::from_le_bytes(*texts[i]);
         i += 1;
     }
     out
-};
+}
 
 /// Where the pointers of structs pages point to: one of 64 MiB for each page, as allocators keep
 /// what belongs together.
@@ -43,25 +45,16 @@ const TICK_BITS: u32 = 10;
 /// Words in a record.
 const FIELDS: u64 = 8;
 
-const TAGS: [u64; 8] = {
-    let tags: [&[u8; 8]; 8] = [
-        b"conn\0\0\0\0",
-        b"node\0\0\0\0",
-        b"lru\0\0\0\0\0",
-        b"key\0\0\0\0\0",
-        b"inode\0\0\0",
-        b"dentry\0\0",
-        b"timer\0\0\0",
-        b"req\0\0\0\0\0",
-    ];
-    let mut out = [0; 8];
-    let mut i = 0;
-    while i < 8 {
-        out[i] = u64::from_le_bytes(*tags[i]);
-        i += 1;
-    }
-    out
-};
+const TAGS: [u64; 8] = words([
+    b"conn\0\0\0\0",
+    b"node\0\0\0\0",
+    b"lru\0\0\0\0\0",
+    b"key\0\0\0\0\0",
+    b"inode\0\0\0",
+    b"dentry\0\0",
+    b"timer\0\0\0",
+    b"req\0\0\0\0\0",
+]);
 
 /// The words of a page, in order.
 #[derive(Clone, Copy, Debug)]

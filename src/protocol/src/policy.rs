@@ -440,6 +440,15 @@ mod tests {
             hopeless.throttled = Some(pages_per_second);
         }
         assert_eq!(rates[0], 122_070);
+        // In groups, an eighth of which changes, eight times as many are made writable.
+        let grouped = PolicyInput {
+            remaining_pages: 8_000_000,
+            throttled: None,
+            ..hopeless
+        };
+        let first = decide(&grouped, &limits).decision;
+        let pages_per_second = 976_562;
+        assert_eq!(first, Decision::Throttle { pages_per_second });
         assert!(rates.windows(2).all(|w| w[1] < w[0]), "{rates:?}");
         assert_eq!(rates.last(), Some(&SLOWEST));
         let Decision::GiveUp(why) = decide(&hopeless, &limits).decision else {

@@ -2,7 +2,7 @@
 //!
 //! The source says what it can and what it needs; the destination chooses, or says in words what
 //! does not fit. A version changes the meaning of messages; a feature is something that may be
-//! left out. Not for codecs and machine kinds: these are settled when the machine is made.
+//! left out. Not for machine kinds: these are settled when the machine is made.
 
 use serde::{Deserialize, Serialize};
 

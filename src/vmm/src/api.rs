@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vmferry_engine::report::MigrationReport;
-use vmferry_engine::source;
+use vmferry_engine::{Budget, source};
 use vmferry_machine::{Beat, Console, MachineConfig};
 
 /// Longest line accepted, in bytes.
@@ -124,7 +124,7 @@ pub struct MigrateOptions {
     pub compressors: u16,
     /// What the compressors of all migrations of this host share; none: nothing.
     #[serde(default)]
-    pub budget: Option<CompressorBudget>,
+    pub budget: Option<Budget>,
     /// As `--tracker`, `auto` included.
     pub tracker: String,
     /// As `--group`.
@@ -142,15 +142,6 @@ pub struct MigrateOptions {
 
 fn delta_cache_mib() -> u32 {
     (source::DELTA_CACHE_BYTES >> 20) as u32
-}
-
-/// Compressors that work at once on a host, whichever migration they work for.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CompressorBudget {
-    /// Directory that stands for the budget, the same for all VM processes.
-    pub dir: PathBuf,
-    /// Compressors beside one for each migration.
-    pub slots: usize,
 }
 
 /// The answer to a request.

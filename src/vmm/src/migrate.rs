@@ -7,7 +7,6 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use tokio::sync::broadcast;
 use vmferry_codecs::CodecChoice;
-use vmferry_engine::Budget;
 use vmferry_engine::destination::{self, DestinationHandle, DestinationOptions, config_of};
 use vmferry_engine::report::TrackerChoice;
 use vmferry_engine::source::{self, Live, SourceHandle, SourceOptions};
@@ -82,10 +81,7 @@ pub(crate) async fn leave(
             0 => defaults.compressors,
             threads => threads.min(MOST_COMPRESSORS),
         },
-        budget: asked.budget.as_ref().map(|budget| Budget {
-            dir: budget.dir.clone(),
-            slots: budget.slots,
-        }),
+        budget: asked.budget.clone(),
         codec: asked.codec.parse::<CodecChoice>().map_err(|e| chain(&e))?,
         // More than all pages cannot be kept.
         delta_cache_bytes: (u64::from(asked.delta_cache_mib) << 20).min(ram_bytes),

@@ -8,7 +8,7 @@ use vmferry_protocol::source::SourceEvent;
 
 use super::tracker::Live;
 use crate::compression::Compression;
-use crate::encode::{Encoded, Encoder, Frame};
+use crate::encode::{EncodeError, Encoded, Encoder, Frame};
 use crate::processors::priority::Helpers;
 use crate::source::Told;
 
@@ -35,48 +35,53 @@ impl Actor for Compressor {
     }
 }
 
-/// Make a frame of this chunk, and give it to the page streams.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct Encode {
-    pub(crate) chunk: Chunk,
-    /// Writes may come later, and must be noticed.
-    pub(crate) protect: bool,
-}
-
-impl Handler<Encode> for Compressor {
-    type Result = ();
-
-    fn handle(&mut self, Encode { chunk, protect }: Encode, _: &mut SyncContext<Self>) {
+impl Compressor {
+    /// None where the migration is off.
+    fn encode(&mut self, chunk: &Chunk, last: bool) -> Option<Result<Encoded, EncodeError>> {
         // Not while the link has enough to do, nor while processors have: a page that is read
         // later is younger.
         self.compression.link().wait_for_room();
         let _inside = self.compression.gate().enter();
         // After an abort nothing is protected any more: nobody would take it off again.
-        let Some(_guard) = self.live.guard() else {
-            return;
-        };
-        let protected = if protect {
+        let _guard = self.live.guard()?;
+        if !last {
             // A writer may wait for the same lock.
-            self.helpers.undisturbed(|| self.encoder.protect(&chunk))
-        } else {
-            Ok(())
-        };
-        let encoded = protected.and_then(|()| self.helpers.work(|| self.encoder.encode(&chunk)));
-        match encoded {
-            Ok(Encoded::Unchanged(stats)) => {
+            let protected = self.helpers.undisturbed(|| self.encoder.protect(chunk));
+            if let Err(error) = protected {
+                return Some(Err(error));
+            }
+        }
+        Some(self.helpers.work(|| self.encoder.encode(chunk, last)))
+    }
+}
+
+/// Make a frame of this chunk, and give it to the page streams.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Encode {
+    pub(crate) chunk: Chunk,
+    /// The guest stands still: nothing will be written any more, and nothing sent again.
+    pub(crate) last: bool,
+}
+
+impl Handler<Encode> for Compressor {
+    type Result = ();
+
+    fn handle(&mut self, Encode { chunk, last }: Encode, _: &mut SyncContext<Self>) {
+        match self.encode(&chunk, last) {
+            None => {}
+            Some(Ok(Encoded::Unchanged(stats))) => {
                 self.owner.do_send(Told(SourceEvent::ChunkUnchanged(stats)));
             }
-            Ok(Encoded::Frame(frame)) => {
+            Some(Ok(Encoded::Frame(frame))) => {
                 // Counted before it goes, so that it is counted before it is acknowledged.
                 self.owner
                     .do_send(Told(SourceEvent::ChunkSent(frame.stats)));
-                let bytes = frame.stats.bytes_wire;
-                self.compression.link().queue(bytes);
+                self.compression.link().queue(frame.stats.bytes_wire);
                 // Never full: it holds a window of chunks. Closed: there is no connection.
                 let _ = self.frames.try_send(frame);
             }
-            Err(error) => {
+            Some(Err(error)) => {
                 let detail = format!("guest pages could not be read: {error}");
                 self.owner.do_send(Told(SourceEvent::Failed { detail }));
             }

@@ -1,10 +1,12 @@
 //! Between compressors and page streams: what waits for the link, and how fast it takes it.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vmferry_codecs::selector::LinkMeter;
 use vmferry_protocol::wire::MAX_ENCODED;
+
+use crate::clock::Clock;
 
 /// Compressors run ahead of the link by what it carries in this time: later is better, as pages
 /// are younger and the link better known, and this much keeps all streams busy.
@@ -17,7 +19,7 @@ const AT_MOST: u64 = 8 << 20;
 /// The link as compressors and streams see it.
 #[derive(Debug)]
 pub struct Link {
-    began: Instant,
+    clock: Clock,
     at_least: u64,
     state: Mutex<State>,
     room: Condvar,
@@ -41,7 +43,7 @@ impl Link {
     #[must_use]
     pub fn new(streams: u16) -> Self {
         Self {
-            began: Instant::now(),
+            clock: Clock::start(),
             at_least: ((u64::from(streams) + MORE_CHUNKS) * CHUNK).min(AT_MOST),
             state: Mutex::default(),
             room: Condvar::new(),
@@ -49,7 +51,7 @@ impl Link {
     }
 
     pub(crate) fn now(&self) -> Duration {
-        self.began.elapsed()
+        self.clock.now()
     }
 
     /// The time, bytes per second where that is known, and how full the queue is, 0 to 1.

@@ -7,13 +7,12 @@
 mod link;
 pub(crate) mod tally;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vmferry_codecs::delta::{self, Cache};
 use vmferry_codecs::selector::{Choice, Conditions, Selector, Why};
-use vmferry_codecs::{CodecChoice, CodecError, CodecId, Content, Encoders};
+use vmferry_codecs::{CodecChoice, CodecError, CodecId, Content, Encoders, PAGE};
 
 pub use link::Link;
 use tally::Tally;
@@ -21,8 +20,6 @@ use tally::Tally;
 use crate::processors::pool::Gate;
 use crate::processors::priority::{WorkTimer, Worked};
 
-/// Bytes of a page.
-const PAGE: usize = vmferry_protocol::PAGE_SIZE as usize;
 /// Weight of the latest chunk in what share of a processor compressors get.
 const LATEST: f64 = 0.1;
 /// A chunk is sent as a difference where an earlier version of at least this part of its pages is kept.
@@ -37,7 +34,6 @@ pub struct Compression {
     link: Arc<Link>,
     gate: Arc<Gate>,
     sent: Cache,
-    last_pass: AtomicBool,
     shared: Mutex<Shared>,
 }
 
@@ -61,6 +57,8 @@ pub(crate) struct Workspace {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pages<'a> {
     pub(crate) pass: u32,
+    /// They will not be sent again.
+    pub(crate) last: bool,
     pub(crate) gfns: &'a [u64],
     pub(crate) bytes: &'a [u8],
 }
@@ -74,7 +72,6 @@ impl Compression {
             link,
             gate: Arc::new(Gate::new(threads)),
             sent: Cache::new(kept),
-            last_pass: AtomicBool::new(false),
             shared: Mutex::new(Shared {
                 selector: Selector::default(),
                 tally: Tally::default(),
@@ -90,11 +87,6 @@ impl Compression {
 
     pub(crate) fn link(&self) -> &Arc<Link> {
         &self.link
-    }
-
-    /// From now on pages are sent for the last time.
-    pub(crate) fn last_pass(&self) {
-        self.last_pass.store(true, Ordering::Relaxed);
     }
 
     /// What was counted, so far.
@@ -137,7 +129,7 @@ impl Compression {
             }
         };
         let worked = timer.worked();
-        let again = pages.pass > 1 && !self.last_pass.load(Ordering::Relaxed);
+        let again = pages.pass > 1 && !pages.last;
         if again && self.how == CodecChoice::Auto {
             for (&gfn, page) in pages.gfns.iter().zip(pages.bytes.chunks_exact(PAGE)) {
                 self.sent.put(pages.pass, gfn, page);

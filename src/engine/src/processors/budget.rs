@@ -10,11 +10,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
 
-/// A host's budget.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A host's budget: compressors that work at once, whichever migration they work for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Budget {
-    /// Directory of the files; made where there is none.
+    /// Directory of the files, the same for all processes of the host; made where there is none.
     pub dir: PathBuf,
     /// Compressors that may work at once, beside one for each migration.
     pub slots: usize,

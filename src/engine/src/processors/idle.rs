@@ -5,43 +5,59 @@ use std::fs;
 use std::time::Duration;
 
 use rustix::thread::CpuSet;
+use rustix::time::ClockId;
 
-use super::run_delay::vcpu_run_time;
+use super::priority::ran;
+use super::threads::{self, Times};
 
 /// Ticks a second in /proc/stat: USER_HZ, which is 100 on every x86 Linux (man proc_stat).
 const HZ: f64 = 100.0;
 
 /// Counters at a moment.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Usage {
+pub(super) struct Usage {
     /// Ticks in which a processor was idle.
     idle: u64,
-    /// Time that this process's threads ran that are not vCPUs'.
-    own: Duration,
+    /// Time that this process's threads ran.
+    process: Duration,
+    vcpus: Times,
+}
+
+/// Processors, on average over some time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Used {
+    /// That nobody used.
+    pub(super) idle: f64,
+    /// That this process used beside its vCPUs.
+    pub(super) own: f64,
+    /// That vCPUs waited for.
+    pub(super) vcpus_waited: f64,
 }
 
 impl Usage {
     /// At present, of the processors in `allowed`; none where the kernel does not tell.
-    pub(crate) fn now(allowed: &CpuSet) -> Option<Self> {
+    pub(super) fn now(allowed: &CpuSet) -> Option<Self> {
         let stat = fs::read_to_string("/proc/stat").ok()?;
         let idle = idle_ticks(&stat, |processor| {
             processor < CpuSet::MAX_CPU && allowed.is_set(processor)
         });
-        let process = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        let process = Duration::new(process.tv_sec.unsigned_abs(), process.tv_nsec as u32);
         Some(Self {
             idle,
-            own: process.saturating_sub(vcpu_run_time()),
+            process: ran(ClockId::ProcessCPUTime),
+            vcpus: threads::vcpus(),
         })
     }
 
-    /// Processors that were idle, and that this process used beside its vCPUs, in the time that
-    /// has passed since `before`.
-    pub(crate) fn since(&self, before: &Self, passed: Duration) -> (f64, f64) {
-        let passed = passed.as_secs_f64().max(1e-3);
+    /// In the time that has passed since `before`.
+    pub(super) fn since(&self, before: &Self, passed: Duration) -> Used {
+        let own = |usage: &Self| usage.process.saturating_sub(usage.vcpus.ran);
+        let share = |more: Duration| more.as_secs_f64() / passed.as_secs_f64().max(1e-3);
         let idle = self.idle.saturating_sub(before.idle) as f64 / HZ;
-        let own = self.own.saturating_sub(before.own).as_secs_f64();
-        (idle / passed, own / passed)
+        Used {
+            idle: share(Duration::from_secs_f64(idle)),
+            own: share(own(self).saturating_sub(own(before))),
+            vcpus_waited: share(self.vcpus.waited.saturating_sub(before.vcpus.waited)),
+        }
     }
 }
 
@@ -72,13 +88,11 @@ mod tests {
     fn this_process_uses_what_it_uses() {
         let all = rustix::thread::sched_getaffinity(None).unwrap();
         let before = Usage::now(&all).unwrap();
-        let mut n = 0u64;
-        while Usage::now(&all).unwrap().own - before.own < Duration::from_millis(5) {
-            n = std::hint::black_box(n + 1);
+        let (began, passed) = (ran(ClockId::ThreadCPUTime), Duration::from_millis(10));
+        while ran(ClockId::ThreadCPUTime) < began + passed {
+            std::hint::spin_loop();
         }
-        let (_, own) = Usage::now(&all)
-            .unwrap()
-            .since(&before, Duration::from_millis(10));
-        assert!(own >= 0.5, "{own}");
+        let used = Usage::now(&all).unwrap().since(&before, passed);
+        assert!(used.own >= 1.0, "{used:?}");
     }
 }

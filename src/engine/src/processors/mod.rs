@@ -5,24 +5,23 @@
 //! there are idle processors for ([`pool`]). One thread looks after it, [`Watch`].
 
 pub(crate) mod budget;
-pub(crate) mod idle;
+mod idle;
 pub(crate) mod pool;
 pub(crate) mod priority;
-pub(crate) mod run_delay;
 mod steer;
+pub(crate) mod threads;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use budget::{Budget, Slots};
 use idle::Usage;
 use pool::{Control, Gate, Sample};
 use priority::Helpers;
-use run_delay::{NAMED, vcpu_run_delay};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use steer::Threads;
+
+use crate::background::Background;
 
 const EVERY: Duration = Duration::from_millis(50);
 /// The kernel counts processor time in ticks: over less than this, they say nothing.
@@ -30,56 +29,35 @@ const SAMPLE: Duration = Duration::from_millis(200);
 
 /// Looks after a migration's threads while its guest runs, until it is stopped or dropped.
 #[derive(Debug)]
-pub(crate) struct Watch {
-    stopped: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
+pub(crate) struct Watch(Background);
 
 impl Watch {
     /// Begins: steers threads, and opens `gate` as far as there are idle processors, and slots of
     /// the host's budget.
     pub(crate) fn start(gate: Arc<Gate>, helpers: Helpers, budget: Option<Budget>) -> Self {
-        let stopped = Arc::new(AtomicBool::new(false));
-        let here = stopped.clone();
-        let watch = move || {
+        Self(Background::start("processors", move |until| {
             // Before this thread is steered itself.
             let Ok(allowed) = sched_getaffinity(None) else {
                 return;
             };
-            let mut threads = Threads::of(NAMED, allowed);
+            let mut threads = Threads::of(threads::VCPU, allowed);
             let mut look = Look::new(&gate, budget, allowed);
-            while !here.load(Ordering::Acquire) {
+            loop {
                 threads.look();
                 look.at(&gate, &helpers);
-                std::thread::park_timeout(EVERY);
+                if !until.rest(EVERY) {
+                    break;
+                }
             }
             gate.open();
             threads.release();
-        };
-        let thread = std::thread::Builder::new()
-            .name("processors".to_owned())
-            .stack_size(128 << 10)
-            .spawn(watch)
-            .ok();
-        Self { stopped, thread }
+        }))
     }
 
     /// The guest stands still: every thread may run where it might before. Soon, and without
     /// waiting for it.
     pub(crate) fn stop(&self) {
-        self.stopped.store(true, Ordering::Release);
-        if let Some(thread) = &self.thread {
-            thread.thread().unpark();
-        }
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.stop();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.0.stop();
     }
 }
 
@@ -90,7 +68,6 @@ struct Look {
     control: Control,
     when: Instant,
     usage: Option<Usage>,
-    waited: Duration,
 }
 
 impl Look {
@@ -105,7 +82,6 @@ impl Look {
             control: Control::new(gate.threads()),
             when: Instant::now(),
             usage: Usage::now(&processors),
-            waited: vcpu_run_delay(),
         }
     }
 
@@ -114,21 +90,21 @@ impl Look {
         if passed < SAMPLE {
             return;
         }
-        let (usage, waited) = (Usage::now(&self.processors), vcpu_run_delay());
+        let usage = Usage::now(&self.processors);
         if let (Some(before), Some(now)) = (self.usage, usage) {
-            let (idle, own) = now.since(&before, passed);
-            let vcpus_waited = waited.saturating_sub(self.waited);
-            if idle >= pool::IDLE {
+            let used = now.since(&before, passed);
+            if used.idle >= pool::IDLE {
                 helpers.starve(false);
             }
             let active = self.control.next(Sample {
-                idle,
-                vcpus_waited: vcpus_waited.as_secs_f64() / passed.as_secs_f64(),
+                idle: used.idle,
+                vcpus_waited: used.vcpus_waited,
                 starved: helpers.were_starved(),
             });
-            gate.set(allowed(&mut self.slots, gate, active), idle + own);
+            let active = allowed(&mut self.slots, gate, active);
+            gate.set(active, used.idle + used.own);
         }
-        (self.when, self.usage, self.waited) = (Instant::now(), usage, waited);
+        (self.when, self.usage) = (Instant::now(), usage);
     }
 }
 

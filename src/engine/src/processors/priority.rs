@@ -7,6 +7,8 @@ use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::time::ClockId;
+
 /// A thread's number in the kernel.
 type Tid = libc::pid_t;
 
@@ -41,7 +43,7 @@ impl State {
 
 /// How far helpers step back where they take a share: about a fifteenth of a processor that a vCPU
 /// wants, too.
-const NICE: libc::c_int = 12;
+const NICE: i32 = 12;
 /// Work that takes longer than this, and ran for less than a tenth of it, was starved.
 const STARVED: Duration = Duration::from_millis(20);
 const RAN_AT_LEAST: u32 = 10;
@@ -50,8 +52,8 @@ impl Helpers {
     /// The calling thread is one of them, and steps back.
     pub(crate) fn join(&self) {
         let thread = own_tid();
-        // SAFETY: takes numbers; on Linux it changes the calling thread alone.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+        // On Linux this is the calling thread's alone. Without it, only the guest is slower.
+        let _ = rustix::process::setpriority_process(None, NICE);
         if can_return() {
             let mut state = self.lock();
             state.threads.push(thread);
@@ -148,32 +150,26 @@ impl WorkTimer {
     pub(crate) fn start() -> Self {
         Self {
             began: Instant::now(),
-            ran: own_cpu_time(),
+            ran: ran(ClockId::ThreadCPUTime),
         }
     }
 
     pub(crate) fn worked(&self) -> Worked {
         Worked {
             took: self.began.elapsed(),
-            ran: own_cpu_time().saturating_sub(self.ran),
+            ran: ran(ClockId::ThreadCPUTime).saturating_sub(self.ran),
         }
     }
 }
 
-/// Time that the calling thread has run.
-fn own_cpu_time() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` outlives the call, and this clock exists on every Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+/// Time that the calling thread has run, or this process, as `clock` says.
+pub(super) fn ran(clock: ClockId) -> Duration {
+    let time = rustix::time::clock_gettime(clock);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
 fn own_tid() -> Tid {
-    // SAFETY: takes nothing and cannot fail.
-    unsafe { libc::gettid() }
+    rustix::thread::gettid().as_raw_nonzero().get()
 }
 
 /// SCHED_IDLE (man sched): runs where nobody else wants to, and the kernel knows that whoever

@@ -7,13 +7,15 @@
 //! none is left, all may run everywhere, and priorities decide ([`super::priority`]).
 //!
 //! Each thread's own affinity, as the operator or systemd set it, is never widened, and comes back
-//! at the end.
+//! at the end. A thread that is begun meanwhile inherits what its maker has at that time: its own
+//! is taken to be what the process had.
 
 use std::collections::HashMap;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
+
+use super::threads;
 
 /// A vCPU that ran for at least one part in so many of the time is busy.
 const BUSY: u32 = 4;
@@ -57,7 +59,7 @@ impl Threads {
 
     /// Looks where vCPUs run, and moves the others away.
     pub(super) fn look(&mut self) {
-        let now = numbers();
+        let now = threads::numbers();
         self.known.retain(|tid, _| now.contains(tid));
         let mut busy = Vec::new();
         let mut new = Vec::new();
@@ -65,11 +67,13 @@ impl Threads {
             match self.known.get_mut(&tid) {
                 Some(Known::Vcpu { ran, seen }) => {
                     let at = Instant::now();
-                    let Some((runs, processor)) = ran_and_where(tid) else {
+                    let (Some(now), Some(processor)) =
+                        (threads::times(tid), threads::processor(tid))
+                    else {
                         continue;
                     };
-                    let (ran_now, passed) = (runs.saturating_sub(*ran), at - *seen);
-                    (*ran, *seen) = (runs, at);
+                    let (ran_now, passed) = (now.ran.saturating_sub(*ran), at - *seen);
+                    (*ran, *seen) = (now.ran, at);
                     if ran_now * BUSY >= passed {
                         busy.push(processor);
                     }
@@ -133,13 +137,13 @@ fn allow(tid: i32, processors: &CpuSet) {
 
 /// What a thread is; where it was `begun_since`, its own processors are these.
 fn first_look(tid: i32, vcpus: &str, begun_since: Option<&CpuSet>) -> Option<Known> {
-    let name = fs::read_to_string(format!("/proc/self/task/{tid}/comm")).ok()?;
+    let name = threads::name(tid)?;
     if name.starts_with(vcpus) {
-        let ran = ran_and_where(tid).map_or(Duration::ZERO, |(ran, _)| ran);
+        let ran = threads::times(tid)?.ran;
         let seen = Instant::now();
         return Some(Known::Vcpu { ran, seen });
     }
-    if name.trim_end() == ANSWERS {
+    if name == ANSWERS {
         return Some(Known::Alone);
     }
     let own = match begun_since {
@@ -147,32 +151,6 @@ fn first_look(tid: i32, vcpus: &str, begun_since: Option<&CpuSet>) -> Option<Kno
         None => sched_getaffinity(Some(Pid::from_raw(tid)?)).ok()?,
     };
     Some(Known::Steered { own })
-}
-
-/// This process's threads.
-fn numbers() -> Vec<i32> {
-    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
-        return Vec::new();
-    };
-    tasks
-        .flatten()
-        .filter_map(|task| task.file_name().to_str()?.parse().ok())
-        .collect()
-}
-
-/// How long a thread has run in all, and the number of the processor that it ran on last.
-fn ran_and_where(tid: i32) -> Option<(Duration, usize)> {
-    let schedstat = fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).ok()?;
-    let stat = fs::read_to_string(format!("/proc/self/task/{tid}/stat")).ok()?;
-    let ran = schedstat.split_whitespace().next()?.parse().ok()?;
-    Some((Duration::from_nanos(ran), processor(&stat)?))
-}
-
-/// The 39th field of /proc/PID/stat (man proc_pid_stat); the second, in brackets, may have anything
-/// in it.
-fn processor(stat: &str) -> Option<usize> {
-    let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_whitespace().nth(36)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -196,16 +174,6 @@ mod tests {
         assert!(room(&own, &[]) == own);
         assert!(room(&own, &[1, 2]) == set(&[0, 3]));
         assert!(room(&own, &[0, 1, 2, 3]) == own);
-    }
-
-    #[test]
-    fn the_processor_is_found_whatever_the_thread_is_called() {
-        let fields: Vec<String> = (3..=52).map(|n| n.to_string()).collect();
-        let stat = format!("7 (a) b (c) {}", fields.join(" "));
-        assert_eq!(processor(&stat), Some(39));
-        assert_eq!(processor("7 (a"), None);
-        let own = ran_and_where(rustix::thread::gettid().as_raw_nonzero().get());
-        assert!(own.is_some());
     }
 
     /// One that is named like a vCPU and runs all the time; the others make room, and come back.

@@ -36,7 +36,7 @@ use crate::fingerprints::{Fingerprints, KEY_BYTES};
 use crate::meter::Meter;
 use crate::processors::Watch;
 use crate::processors::priority::Helpers;
-use crate::processors::run_delay::vcpu_run_delay;
+use crate::processors::threads;
 
 /// Costs of a switchover beside pages and round trips, as reckoned before any was measured.
 const FIXED_COST: Duration = Duration::from_millis(3);
@@ -113,11 +113,11 @@ impl Migration {
             true => Some(Arc::new(fingerprints(&ram)?)),
             false => None,
         };
-        let threads = options.compressors.max(1);
+        let compressors = options.compressors.max(1);
         let kept = usize::try_from(options.delta_cache_bytes).unwrap_or(usize::MAX);
         let link = Arc::new(Link::new(options.streams));
-        let compression = Arc::new(Compression::new(options.codec, link, threads, kept));
-        let encoders = (0..threads).map(|_| {
+        let compression = Arc::new(Compression::new(options.codec, link, compressors, kept));
+        let encoders = (0..compressors).map(|_| {
             let (ram, tracker, compression) = (ram.clone(), tracker.clone(), compression.clone());
             Encoder::new(ram, tracker, compression, buffers.clone(), sent.clone())
         });
@@ -162,7 +162,7 @@ impl Migration {
             helpers,
             sent,
             compression,
-            run_delay_before: vcpu_run_delay(),
+            run_delay_before: threads::vcpus().waited,
             run_delay_at_pause: None,
             progress,
             end: Some(end),
@@ -261,9 +261,9 @@ impl Migration {
                 team.tracker.do_send(Harvest { facts, last });
             }
             SourceOutput::SendChunk(chunk) => {
-                // In the pause nothing is written any more; should it be aborted, tracking ends.
-                let protect = self.run_delay_at_pause.is_none();
-                team.compressors.do_send(Encode { chunk, protect });
+                // Should the pause be aborted, tracking ends.
+                let last = self.run_delay_at_pause.is_some();
+                team.compressors.do_send(Encode { chunk, last });
             }
             SourceOutput::Throttle { pages_per_second } => {
                 let throttle = pages_per_second.map(|pages_per_second| Throttle {
@@ -275,9 +275,8 @@ impl Migration {
             }
             SourceOutput::Pause => {
                 // Now, and not while the guest stands still.
-                self.run_delay_at_pause = Some(vcpu_run_delay());
+                self.run_delay_at_pause = Some(threads::vcpus().waited);
                 self.helpers.pause(true);
-                self.compression.last_pass();
                 self.watch.stop();
                 team.hands.do_send(Do::Pause(machine));
             }
@@ -307,7 +306,7 @@ impl Migration {
     /// How long vCPUs have waited for a processor since the migration began, until the pause.
     fn run_delay(&self) -> Duration {
         self.run_delay_at_pause
-            .unwrap_or_else(vcpu_run_delay)
+            .unwrap_or_else(|| threads::vcpus().waited)
             .saturating_sub(self.run_delay_before)
     }
 
@@ -333,7 +332,6 @@ impl Migration {
             return;
         };
         let run_delay = self.run_delay();
-        self.compression.link().close();
         let mut report = summarise(
             &*self.machine,
             &self.options,

@@ -24,13 +24,14 @@ impl Source {
         let pages = dirty.len();
         if self.pass > 1 {
             self.find_hot(&dirty);
-            let changed = self.stats.likely_changed(pages, self.hot.len());
-            if changed * 10 >= self.stats.last_pass_changed() * 9 {
+            let mut input = self.policy_input(pages);
+            if input.changed_pages * 10 >= input.last_changed * 9 {
                 self.not_shrinking += 1;
             } else {
                 self.not_shrinking = 0;
             }
-            let weighed = decide(&self.policy_input(pages), &self.config.limits);
+            input.not_shrinking = self.not_shrinking;
+            let weighed = decide(&input, &self.config.limits);
             self.stats.decided(self.pass - 1, &weighed);
             match weighed.decision {
                 Decision::Continue { defer_hot: true } => {
