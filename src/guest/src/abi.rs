@@ -35,3 +35,9 @@ pub const MAX_VCPUS: u32 = 8;
 /// Guest-physical address at which the workload's memory begins; below it are firmware data and
 /// the payload itself.
 pub const ARENA_GPA: u64 = 4 << 20;
+
+/// Guest-physical address of the registers of the first disk (virtio over MMIO, version 2). The
+/// next disk's follow after [`DISK_MMIO_SIZE`] bytes.
+pub const DISK_MMIO_BASE: u64 = 0xd000_0000;
+/// Bytes between the registers of two disks.
+pub const DISK_MMIO_SIZE: u64 = 0x1000;

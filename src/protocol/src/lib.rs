@@ -15,6 +15,7 @@ pub mod pages;
 pub mod pending;
 pub mod policy;
 pub mod source;
+pub mod storage;
 pub mod version;
 pub mod wire;
 
