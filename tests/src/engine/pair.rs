@@ -389,7 +389,7 @@ impl Under {
         // Whether the first message was lost or not: where no second or answer came, nobody knows.
         let unheard = source.outcome != Outcome::Completed && script.count(Way::Back) == 0;
         if unheard {
-            destination.canceller().cancel();
+            destination.operator().cancel();
         }
         let end = guard("the destination", &mut destination.ended).await;
         let arrived = destination.arrived.try_recv().ok().map(|arrived| {

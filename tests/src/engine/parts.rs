@@ -41,12 +41,12 @@ impl FaultyJournal {
 }
 
 impl Journal for FaultyJournal {
-    fn append(&self, record: &Record) -> Result<(), JournalError> {
+    fn append(&self, records: &[Record]) -> Result<(), JournalError> {
         let nth = self.appends.fetch_add(1, Ordering::SeqCst) + 1;
-        if (self.fails)(nth, record) {
+        if records.last().is_some_and(|last| (self.fails)(nth, last)) {
             return Err(JournalError::Write("the disk is full".to_owned()));
         }
-        self.inner.append(record)
+        self.inner.append(records)
     }
 
     fn records(&self) -> Result<Vec<Record>, JournalError> {
