@@ -20,6 +20,7 @@ use vmferry_memory::GuestRam;
 use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
 
 use crate::config::{Boot, MachineConfig, MachineKind};
+use crate::devices::virtio::{Disks, OpenDisk, Role, SavedDisk};
 use crate::gate::{Gate, Seat, Wanted, precise_sleep};
 use crate::workload::{Recorder, RecorderState, monotonic_ns};
 use crate::{EventSink, Machine, MachineError, MachineEvent, MachineState, arena, lock};
@@ -32,9 +33,10 @@ const STACK_BYTES: usize = 256 << 10;
 /// does not come.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Version of the saved state.
-const STATE_VERSION: u32 = 2;
-/// Longest saved state, in bytes: many times what [`MAX_VCPUS`] need.
-const MAX_STATE_BYTES: usize = 4096;
+const STATE_VERSION: u32 = 3;
+/// Longest saved state, in bytes: many times what vCPUs and disks with all that they have in
+/// flight need.
+const MAX_STATE_BYTES: usize = 8 << 20;
 
 /// Comes first in the saved state, in every version of it.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +50,7 @@ struct Header {
 struct Saved {
     shape: Shape,
     recorder: RecorderState,
+    disks: Vec<SavedDisk>,
 }
 
 /// What must be the same at both ends for the workload to go on.
@@ -94,6 +97,7 @@ impl Shape {
 struct Shared {
     ram: Arc<GuestRam>,
     recorder: Arc<Recorder>,
+    disks: Arc<Disks>,
     events: EventSink,
     gate: Arc<Gate>,
     /// Held for moments only, as threads that crash need it; where both are needed, it is taken
@@ -143,10 +147,12 @@ impl ProcessMachine {
     ///
     /// # Errors
     /// [`MachineError::Config`] for what this machine cannot be, [`MachineError::Memory`],
-    /// [`MachineError::Threads`].
+    /// [`MachineError::Disk`], [`MachineError::Threads`].
     pub(crate) fn create(
         config: &MachineConfig,
         events: EventSink,
+        role: Role,
+        opener: &OpenDisk,
     ) -> Result<Arc<dyn Machine>, MachineError> {
         let params = params_of(config)?;
         let ram = Arc::new(GuestRam::new(config.ram_bytes)?);
@@ -156,6 +162,7 @@ impl ProcessMachine {
             params,
             shared: Arc::new(Shared {
                 recorder: Arc::new(Recorder::new(config.vcpus)),
+                disks: Disks::open(config, &ram, role, opener)?,
                 ram,
                 events,
                 gate: Gate::new(),
@@ -187,7 +194,7 @@ impl ProcessMachine {
         Ok(())
     }
 
-    fn decode(&self, blob: &[u8]) -> Result<RecorderState, MachineError> {
+    fn decode(&self, blob: &[u8]) -> Result<Saved, MachineError> {
         let refuse = |why: &str| MachineError::State(why.to_owned());
         if blob.len() > MAX_STATE_BYTES {
             return Err(refuse("it is too long for a process machine's"));
@@ -213,7 +220,7 @@ impl ProcessMachine {
                 "it is of a machine with other RAM, vCPUs or workload parameters",
             ));
         }
-        Ok(saved.recorder)
+        Ok(saved)
     }
 }
 
@@ -224,6 +231,10 @@ impl Machine for ProcessMachine {
 
     fn ram(&self) -> &Arc<GuestRam> {
         &self.shared.ram
+    }
+
+    fn disks(&self) -> &Arc<Disks> {
+        &self.shared.disks
     }
 
     /// None: the threads use the processor as it is, and nothing of that travels.
@@ -249,6 +260,7 @@ impl Machine for ProcessMachine {
         let mut state = self.shared.state();
         match *state {
             MachineState::Paused => {
+                self.shared.disks.release();
                 *state = MachineState::Running;
                 self.shared.gate.set(Wanted::Run);
                 Ok(())
@@ -300,6 +312,7 @@ impl Machine for ProcessMachine {
         let saved = Saved {
             shape: Shape::of(&self.config, &self.params),
             recorder: self.shared.recorder.save(),
+            disks: self.shared.disks.save().map_err(MachineError::State)?,
         };
         postcard::to_stdvec(&(header, saved))
             .map_err(|e| MachineError::State(format!("it cannot be written: {e}")))
@@ -307,10 +320,11 @@ impl Machine for ProcessMachine {
 
     /// As the trait says. RAM is not looked at: the workers take whatever is in it when they run.
     fn restore(&self, blob: &[u8]) -> Result<(), MachineError> {
-        let recorder = self.decode(blob)?;
+        let saved = self.decode(blob)?;
         self.begin("restoring", || {
-            let set = self.shared.recorder.restore(&recorder);
-            set.map_err(MachineError::State)
+            let set = self.shared.recorder.restore(&saved.recorder);
+            set.and_then(|()| self.shared.disks.restore(&saved.disks))
+                .map_err(MachineError::State)
         })
     }
 
@@ -331,6 +345,7 @@ impl Machine for ProcessMachine {
             // A panic of the worker has been told as a crash; one outside it has nothing to add.
             let _ = thread.join();
         }
+        self.shared.disks.retire();
     }
 }
 

@@ -160,6 +160,7 @@ mod tests {
             serial: Console::None,
             debugcon: Console::None,
             dirty_rings: false,
+            disks: Vec::new(),
         }
     }
 
@@ -194,6 +195,7 @@ mod tests {
                 input: vec![1],
             },
             workload: None,
+            disks: Vec::new(),
         }
     }
 
