@@ -114,10 +114,19 @@ impl Recorder {
             })
     }
 
-    /// Has every vCPU verify its share of RAM.
+    /// Has every vCPU verify its share of RAM, and of the disk whatever nothing is in flight for.
     pub fn verify(&self) {
+        self.command(abi::COMMAND_VERIFY);
+    }
+
+    /// The same, once everything that is in flight has ended.
+    pub fn verify_settled(&self) {
+        self.command(abi::COMMAND_VERIFY_SETTLED);
+    }
+
+    fn command(&self, command: u32) {
         for v in &self.vcpus {
-            v.command.store(abi::COMMAND_VERIFY, Ordering::Release);
+            v.command.store(command, Ordering::Release);
         }
     }
 

@@ -62,6 +62,11 @@ pub enum Request {
         /// In nanoseconds.
         since_ns: u64,
     },
+    /// The same of the workload's disk IO: how many requests were completed, and when.
+    DiskBeats {
+        /// In nanoseconds.
+        since_ns: u64,
+    },
     /// How the machine, the migration and the process are.
     Status,
     /// From now on, send events on this connection.

@@ -142,7 +142,13 @@ impl Vm {
             } => self.settle_storage().await,
             Request::SettleStorage { .. } => Err(SETTLING_RISKS.to_owned()),
             Request::Storage => Ok(Answer::Storage(self.the_machine()?.disks().stats())),
-            Request::Heartbeats { since_ns } => Ok(Answer::Heartbeats(self.beats(since_ns))),
+            Request::Heartbeats { since_ns } => {
+                Ok(Answer::Heartbeats(self.beats(Recorder::beats, since_ns)))
+            }
+            Request::DiskBeats { since_ns } => {
+                let beats = self.beats(Recorder::disk_beats, since_ns);
+                Ok(Answer::Heartbeats(beats))
+            }
             Request::Status => Ok(Answer::Status(Box::new(self.status()))),
             // Answered by the server itself, and by `run`.
             Request::Subscribe | Request::Shutdown => Ok(Answer::Done),
@@ -308,8 +314,8 @@ impl Vm {
         let _ = self.events.send(event);
     }
 
-    fn beats(&self, since_ns: u64) -> Vec<Vec<Beat>> {
-        let mut vcpus = self.recorder.as_ref().map_or(Vec::new(), |r| r.beats());
+    fn beats(&self, of: impl Fn(&Recorder) -> Vec<Vec<Beat>>, since_ns: u64) -> Vec<Vec<Beat>> {
+        let mut vcpus = self.recorder.as_ref().map_or(Vec::new(), |r| of(r));
         for beats in &mut vcpus {
             let from = beats.partition_point(|b| b.time_ns < since_ns);
             beats.drain(..from);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vmferry_journal::{Journal, JournalError};
-use vmferry_machine::{Machine, MachineConfig, MachineError, MachineState, Recorder};
+use vmferry_machine::{Disks, Machine, MachineConfig, MachineError, MachineState, Recorder};
 use vmferry_memory::GuestRam;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::ownership::Record;
@@ -151,6 +151,10 @@ impl Machine for FaultyMachine {
     fn restore(&self, blob: &[u8]) -> Result<(), MachineError> {
         self.may(Op::Restore)?;
         self.inner.restore(blob)
+    }
+
+    fn disks(&self) -> &Arc<Disks> {
+        self.inner.disks()
     }
 
     fn workload(&self) -> Option<&Arc<Recorder>> {

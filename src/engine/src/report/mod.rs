@@ -173,9 +173,13 @@ pub struct IoReport {
     pub unsettled: u64,
     /// Issued again by the destination.
     pub reissued: u64,
-    /// The longest that a request of the guest has waited for a write to be settled, in
+    /// The longest that a range was kept closed until a write of the source was settled, in
     /// milliseconds.
     pub fence_wait_ms: f64,
+    /// From the resumption until every vCPU had seen a request completed, in milliseconds.
+    pub first_after_resume_ms: Option<f64>,
+    /// The guest's verdict while writes were unsettled, where there were any.
+    pub verify_unsettled: Option<String>,
     /// How long the journals of both sides took to be on disk, in milliseconds.
     pub journal_flush_ms: f64,
     /// From the guest's resumption until all unsettled writes were settled, in milliseconds; none

@@ -204,14 +204,22 @@ fn write_io(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
     let counted = |n: Option<u64>| n.map_or_else(|| "–".to_owned(), |n| n.to_string());
     writeln!(
         out,
-        "             longest wait for a fence {:.1} ms · settled after {} · journals {:.2} ms · \
-         lost {} · duplicated {}",
+        "             first completed {} after resumption · longest fence {:.1} ms · settled after {} \
+         · journals {:.2} ms · lost {} · duplicated {}",
+        or_dash(io.first_after_resume_ms, " ms", 1),
         io.fence_wait_ms,
         or_dash(io.settled_ms, " ms", 1),
         io.journal_flush_ms,
         counted(io.lost),
         counted(io.duplicated)
-    )
+    )?;
+    match &io.verify_unsettled {
+        Some(verdict) => writeln!(
+            out,
+            "             VERIFY {verdict} while writes were unsettled"
+        ),
+        None => Ok(()),
+    }
 }
 
 fn write_guest(out: &mut String, r: &MigrationReport) -> std::fmt::Result {

@@ -4,6 +4,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use vmferry_block::{Fate, JobKey, JobRecord, Settlement};
 use vmferry_guest::abi::{DISK_MMIO_BASE, DISK_MMIO_SIZE};
 use vmferry_memory::GuestRam;
@@ -51,7 +52,7 @@ pub struct HeldIo {
 }
 
 /// What disks have done, and have to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskStats {
     /// Requests that were answered.
     pub requests: u64,
