@@ -12,6 +12,7 @@ mod devices;
 mod gate;
 mod kvm;
 mod process;
+mod registers;
 pub mod workload;
 
 use std::fmt;

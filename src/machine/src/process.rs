@@ -7,6 +7,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -14,13 +15,17 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vmferry_guest::abi;
+use vmferry_guest::disk::Failure;
 use vmferry_guest::params::{Kind, Params};
-use vmferry_guest::workload::{Platform, Worker};
+use vmferry_guest::platform::Platform;
+use vmferry_guest::workload::Worker;
 use vmferry_memory::GuestRam;
 use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
 
 use crate::config::{Boot, MachineConfig, MachineKind};
+use crate::devices::Output;
 use crate::gate::{Gate, Seat, Wanted, precise_sleep};
+use crate::registers::RegisterIo;
 use crate::workload::{Recorder, RecorderState, monotonic_ns};
 use crate::{EventSink, Machine, MachineError, MachineEvent, MachineState, arena, lock};
 
@@ -32,7 +37,7 @@ const STACK_BYTES: usize = 256 << 10;
 /// does not come.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Version of the saved state.
-const STATE_VERSION: u32 = 2;
+const STATE_VERSION: u32 = 3;
 /// Longest saved state, in bytes: many times what [`MAX_VCPUS`] need.
 const MAX_STATE_BYTES: usize = 4096;
 
@@ -64,6 +69,18 @@ struct Shape {
     seed: u64,
     stride: u64,
     vcpus: u64,
+    disk: DiskShape,
+}
+
+/// The part of a [`Shape`] that is about the disk.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct DiskShape {
+    depth: u64,
+    blocks: u64,
+    write: u64,
+    flush: u64,
+    rate: u64,
+    overlap: u64,
 }
 
 impl Shape {
@@ -86,6 +103,14 @@ impl Shape {
             seed: params.seed,
             stride: params.stride,
             vcpus: params.vcpus,
+            disk: DiskShape {
+                depth: params.disk_depth,
+                blocks: params.disk_blocks,
+                write: params.disk_write,
+                flush: params.disk_flush,
+                rate: params.disk_rate,
+                overlap: params.disk_overlap,
+            },
         }
     }
 }
@@ -96,6 +121,9 @@ struct Shared {
     recorder: Arc<Recorder>,
     events: EventSink,
     gate: Arc<Gate>,
+    /// Where the workload's disk is, if it has one.
+    registers: Option<Arc<dyn RegisterIo>>,
+    debug: Mutex<Output>,
     /// Held for moments only, as threads that crash need it; where both are needed, it is taken
     /// before the gate's.
     state: Mutex<MachineState>,
@@ -159,6 +187,8 @@ impl ProcessMachine {
                 ram,
                 events,
                 gate: Gate::new(),
+                registers: None,
+                debug: Mutex::new(Output::open("the debug console", &config.debugcon)?),
                 state: Mutex::new(MachineState::Created),
             }),
             threads: Mutex::new(Vec::new()),
@@ -331,6 +361,7 @@ impl Machine for ProcessMachine {
             // A panic of the worker has been told as a crash; one outside it has nothing to add.
             let _ = thread.join();
         }
+        *lock(&self.shared.debug) = Output::None;
     }
 }
 
@@ -380,6 +411,27 @@ impl Platform for Vcpu {
 
     fn registers_intact(&mut self) -> bool {
         true
+    }
+
+    fn mmio_read32(&mut self, addr: u64) -> u32 {
+        let registers = self.shared.registers.as_ref();
+        registers.map_or(u32::MAX, |r| r.read32(addr))
+    }
+
+    fn mmio_write32(&mut self, addr: u64, value: u32) {
+        if let Some(registers) = &self.shared.registers {
+            registers.write32(addr, value);
+        }
+    }
+
+    fn disk_beat(&mut self, completed: u64) {
+        self.shared.recorder.disk_beat(self.index, completed as u32);
+    }
+
+    fn disk_failed(&mut self, failure: &Failure) {
+        // In one piece, as other vCPUs may have something to say, too. Never fails.
+        let line = format!("{failure}\n");
+        let _ = lock(&self.shared.debug).write(line.as_bytes());
     }
 }
 
