@@ -23,6 +23,7 @@ use vmferry_memory::{GuestRam, MemoryError};
 use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
 
 pub use config::{Boot, Console, MachineConfig, MachineKind};
+pub use vmferry_block::{DiskSource, DiskSpec};
 pub use devices::virtio::{
     DiskStats, Disks, HeldIo, IoEvent, IoSink, MAX_DISKS, MAX_QUEUES, OpenDisk, Role,
 };
