@@ -167,7 +167,7 @@ impl Vm {
         }
         let events = sink(self.happenings.clone());
         let machine = blocking(move || {
-            let machine = vmferry_machine::create(&config, events)?;
+            let machine = vmferry_machine::create(&config, events, vmferry_machine::Role::Owner)?;
             machine.boot()?;
             machine.resume()?;
             Ok(machine)

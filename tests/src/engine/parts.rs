@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vmferry_journal::{Journal, JournalError};
-use vmferry_machine::{Machine, MachineConfig, MachineError, MachineState, Recorder};
+use vmferry_machine::{Disks, Machine, MachineConfig, MachineError, MachineState, Recorder};
 use vmferry_memory::GuestRam;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::ownership::Record;
@@ -115,6 +115,10 @@ impl Machine for FaultyMachine {
 
     fn ram(&self) -> &Arc<GuestRam> {
         self.inner.ram()
+    }
+
+    fn disks(&self) -> &Arc<Disks> {
+        self.inner.disks()
     }
 
     fn cpu_features(&self) -> Vec<String> {

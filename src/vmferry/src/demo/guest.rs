@@ -48,6 +48,7 @@ pub(super) fn config(args: &DemoArgs) -> MachineConfig {
         debugcon: console(args.debugcon.as_ref()),
         // A machine has them from the start, or not at all.
         dirty_rings: kind == MachineKind::Kvm && args.tracker == TrackerKind::KvmRing.name(),
+        disks: Vec::new(),
     }
 }
 
