@@ -6,11 +6,13 @@
 
 pub mod backend;
 pub mod buffers;
+pub mod memory;
 pub mod spec;
 pub mod table;
 
 pub use backend::{BlockBackend, Completion, Geometry, OpenError, Operation};
 pub use buffers::Buffers;
+pub use memory::{MemoryBackend, MemoryDisk};
 pub use spec::{DiskSource, DiskSpec};
 pub use vmferry_protocol::storage::{
     Extent, Fate, JobEnd, JobId, JobKey, JobKind, JobRecord, Settlement,
