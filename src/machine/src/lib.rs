@@ -220,7 +220,7 @@ pub fn create(
     events: EventSink,
     role: Role,
 ) -> Result<Arc<dyn Machine>, MachineError> {
-    create_with(config, events, role, &(Arc::new(devices::virtio::open) as OpenDisk))
+    create_with(config, events, role, &(Arc::new(vmferry_block::open) as OpenDisk))
 }
 
 /// As [`create`], with disks that `opener` opens.

@@ -117,10 +117,6 @@ impl Machine for FaultyMachine {
         self.inner.ram()
     }
 
-    fn disks(&self) -> &Arc<Disks> {
-        self.inner.disks()
-    }
-
     fn cpu_features(&self) -> Vec<String> {
         self.inner.cpu_features()
     }

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::disks::Watch;
 use super::mmio::{Effect, QUEUE_NOTIFY, Registers};
 use super::offer::Offer;
-use super::open::Role;
+use vmferry_block::Role;
 use super::shared::Shared;
 use super::state::{SavedDisk, Unchecked};
 use super::worker::{Adoption, Command, Worker};

@@ -21,7 +21,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::disks::{DiskStats, IoEvent, Watch};
 use super::offer::Offer;
-use super::open::Role;
+use vmferry_block::Role;
 use super::request::Run;
 use super::ring::Ring;
 use super::shared::{Shared, USED};
