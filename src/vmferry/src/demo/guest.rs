@@ -52,7 +52,6 @@ pub(super) fn config(args: &DemoArgs, disk: Option<&DiskSpec>) -> MachineConfig 
         // A machine has them from the start, or not at all.
         disks: disk.cloned().into_iter().collect(),
         dirty_rings: kind == MachineKind::Kvm && args.tracker == TrackerKind::KvmRing.name(),
-        disks: Vec::new(),
     }
 }
 
