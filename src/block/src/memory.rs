@@ -207,7 +207,10 @@ impl MemoryDisk {
     #[must_use]
     pub fn is_open(&self, session: Session) -> (bool, bool) {
         let of = |s: &SessionState| (s.open, s.inherited);
-        self.state().sessions.get(session).map_or((false, false), of)
+        self.state()
+            .sessions
+            .get(session)
+            .map_or((false, false), of)
     }
 
     fn wait(&self, until: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {

@@ -219,7 +219,12 @@ pub fn create(
     events: EventSink,
     role: Role,
 ) -> Result<Arc<dyn Machine>, MachineError> {
-    create_with(config, events, role, &(Arc::new(devices::virtio::open) as OpenDisk))
+    create_with(
+        config,
+        events,
+        role,
+        &(Arc::new(devices::virtio::open) as OpenDisk),
+    )
 }
 
 /// As [`create`], with disks that `opener` opens.

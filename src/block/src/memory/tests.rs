@@ -27,7 +27,10 @@ fn reaped(backend: &mut MemoryBackend) -> Vec<(u64, JobEnd)> {
 
 #[test]
 fn two_sessions_see_one_content_and_a_stalled_write_lands_when_it_is_released() {
-    let (disk, ram) = (MemoryDisk::new(1 << 16), Arc::new(GuestRam::new(2 << 20).unwrap()));
+    let (disk, ram) = (
+        MemoryDisk::new(1 << 16),
+        Arc::new(GuestRam::new(2 << 20).unwrap()),
+    );
     let (mut old, mut new) = (disk.open().unwrap(), disk.open().unwrap());
     disk.stall(true);
     fill(&ram, 1);
@@ -48,7 +51,10 @@ fn two_sessions_see_one_content_and_a_stalled_write_lands_when_it_is_released() 
 
 #[test]
 fn what_is_stalled_is_cancelled_refused_failed_or_lost_with_its_session() {
-    let (disk, ram) = (MemoryDisk::new(1 << 16), Arc::new(GuestRam::new(2 << 20).unwrap()));
+    let (disk, ram) = (
+        MemoryDisk::new(1 << 16),
+        Arc::new(GuestRam::new(2 << 20).unwrap()),
+    );
     let mut backend = disk.open().unwrap();
     disk.stall(true);
     for id in 0..4 {
@@ -64,7 +70,10 @@ fn what_is_stalled_is_cancelled_refused_failed_or_lost_with_its_session() {
     assert_eq!(disk.stalled().len(), 2, "asked for again");
     backend.hold(true);
     disk.end_session(0);
-    assert_eq!(reaped(&mut backend), [(1, JobEnd::Unknown), (3, JobEnd::Unknown)]);
+    assert_eq!(
+        reaped(&mut backend),
+        [(1, JobEnd::Unknown), (3, JobEnd::Unknown)]
+    );
     drop(backend);
     assert_eq!(disk.is_open(0), (false, false));
 }

@@ -139,7 +139,10 @@ impl Disk {
     ///
     /// # Errors
     /// In words.
-    pub(super) fn check<'a>(&self, saved: &'a SavedDisk) -> Result<(&'a SavedDisk, Adoption), String> {
+    pub(super) fn check<'a>(
+        &self,
+        saved: &'a SavedDisk,
+    ) -> Result<(&'a SavedDisk, Adoption), String> {
         let unchecked = Unchecked {
             saved,
             ram: &self.ram,

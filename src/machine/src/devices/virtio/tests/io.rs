@@ -19,7 +19,10 @@ fn what_is_written_is_read_again_and_lengths_are_exact() {
     assert_eq!(driver.answer_to(2), (0, 1));
     driver.request(3, GET_ID, 0, 20);
     assert_eq!(driver.answer_to(3), (0, 21));
-    assert_eq!(driver.read(Driver::data(3)), *b"serial-7\0\0\0\0\0\0\0\0\0\0\0\0");
+    assert_eq!(
+        driver.read(Driver::data(3)),
+        *b"serial-7\0\0\0\0\0\0\0\0\0\0\0\0"
+    );
     let clear = |driver: &mut Driver, slot, kind, sector: u64, flags: u32| {
         driver.write(Driver::data(slot), &sector.to_le_bytes());
         driver.write(Driver::data(slot) + 8, &4u32.to_le_bytes());
@@ -30,7 +33,11 @@ fn what_is_written_is_read_again_and_lengths_are_exact() {
     assert_eq!(clear(driver, 4, DISCARD, 24, 0), (0, 1));
     assert_eq!(clear(driver, 5, ZEROES, 28, 1), (0, 1));
     assert_eq!(disk.content(3 * 4096, 4096), [0; 4096]);
-    assert_eq!(clear(driver, 6, DISCARD, 24, 1), (2, 1), "a flag it has not");
+    assert_eq!(
+        clear(driver, 6, DISCARD, 24, 1),
+        (2, 1),
+        "a flag it has not"
+    );
     assert_eq!(clear(driver, 7, ZEROES, 24, 2), (2, 1));
     assert_eq!(clear(driver, 8, ZEROES, 2045, 0), (1, 1), "beyond the end");
     let stats = host.disks.stats();
@@ -163,7 +170,10 @@ fn with_event_indices_nobody_is_told_without_asking() {
 #[test]
 fn every_queue_works() {
     let disk = MemoryDisk::new(1 << 20);
-    let two = DiskSpec { queues: 2, ..spec() };
+    let two = DiskSpec {
+        queues: 2,
+        ..spec()
+    };
     let mut host = Host::with(&disk, two, Role::Owner);
     let driver = &mut host.driver;
     driver.set(0x70, 11);
@@ -174,7 +184,12 @@ fn every_queue_works() {
     assert_eq!(driver.get(0x34), 0, "there is no third queue");
     driver.set(0x30, 1);
     assert_eq!(driver.get(0x34), 256);
-    for (register, value) in [(0x38, u64::from(SIZE)), (0x80, TABLE), (0x90, AVAIL), (0xa0, USED)] {
+    for (register, value) in [
+        (0x38, u64::from(SIZE)),
+        (0x80, TABLE),
+        (0x90, AVAIL),
+        (0xa0, USED),
+    ] {
         driver.set(register, value as u32);
     }
     driver.set(0x44, 1);

@@ -10,7 +10,7 @@ mod saved;
 
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmferry_block::{BlockBackend, DiskSource, DiskSpec, JobId, JobKey, MemoryDisk};
 use vmferry_memory::GuestRam;
@@ -57,6 +57,15 @@ fn key(job: u64) -> JobKey {
     }
 }
 
+/// Waits for what another thread does.
+fn until(what: &str, mut there: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !there() {
+        assert!(began.elapsed() < LONG, "{what}: it does not come");
+        std::thread::yield_now();
+    }
+}
+
 /// One host's side.
 struct Host {
     driver: Driver,
@@ -69,7 +78,9 @@ impl Host {
         let ram = Arc::new(GuestRam::new(RAM).unwrap());
         let disks = Disks::open(&config(vec![spec]), &ram, role, &opener(disk)).unwrap();
         let (told, events) = channel();
-        disks.watch(Arc::new(move |event| drop(told.send(event))));
+        disks.watch(Arc::new(move |event| {
+            let _ = told.send(event);
+        }));
         Self {
             driver: Driver::new(ram, disks.clone()),
             disks,

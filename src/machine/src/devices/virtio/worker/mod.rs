@@ -222,7 +222,14 @@ impl Worker {
         }
         let wanted = |ring: &mut Ring| ring.wants_interrupt(self.ram.guest_memory());
         // All are asked.
-        if self.rings.iter_mut().flatten().filter_map(|r| wanted(r).then_some(())).count() > 0 {
+        if self
+            .rings
+            .iter_mut()
+            .flatten()
+            .filter_map(|r| wanted(r).then_some(()))
+            .count()
+            > 0
+        {
             self.shared.interrupt(USED);
         }
     }
