@@ -7,6 +7,8 @@ use super::*;
 
 const NEEDS_RESET: u32 = 64;
 
+type Break = fn(&mut Driver);
+
 /// The device stands still, says so, interrupts for it, and works once it is reset.
 fn assert_broken_until_reset(host: &mut Host) {
     let driver = &mut host.driver;
@@ -24,7 +26,7 @@ fn assert_broken_until_reset(host: &mut Host) {
 
 #[test]
 fn a_broken_queue_stops_the_disk_until_it_is_reset() {
-    let breaks: [(&str, fn(&mut Driver)); 9] = [
+    let breaks: [(&str, Break); 9] = [
         ("a loop", |d| {
             let head = d.prepare(0, OUT, 0, 512);
             d.describe(head + 1, (Driver::data(0), 512, NEXT, head));

@@ -123,7 +123,7 @@ fn state_that_cannot_be_is_refused_in_words() {
     assert_eq!(why, "it has 0 disks, the machine 1");
     let good: SavedDisk = serde_json::from_value(saved).unwrap();
     let heir = heir(&disk);
-    heir.disks.restore(&[good.clone()]).unwrap();
+    heir.disks.restore(std::slice::from_ref(&good)).unwrap();
     assert!(heir.disks.restore(&[good]).is_err(), "twice");
 }
 
