@@ -26,6 +26,7 @@ pub use config::{Boot, Console, MachineConfig, MachineKind};
 pub use devices::virtio::{
     DiskStats, Disks, HeldIo, IoEvent, IoSink, MAX_DISKS, MAX_QUEUES, OpenDisk, Role,
 };
+pub use vmferry_block::{DiskSource, DiskSpec};
 pub use workload::{Beat, Recorder};
 
 /// Where a machine is in its life.
@@ -223,7 +224,7 @@ pub fn create(
         config,
         events,
         role,
-        &(Arc::new(devices::virtio::open) as OpenDisk),
+        &(Arc::new(vmferry_block::open) as OpenDisk),
     )
 }
 

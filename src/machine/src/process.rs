@@ -7,6 +7,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -14,12 +15,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vmferry_guest::abi;
+use vmferry_guest::disk::Failure;
 use vmferry_guest::params::{Kind, Params};
-use vmferry_guest::workload::{Platform, Worker};
+use vmferry_guest::platform::Platform;
+use vmferry_guest::workload::Worker;
 use vmferry_memory::GuestRam;
 use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
 
 use crate::config::{Boot, MachineConfig, MachineKind};
+use crate::devices::Output;
 use crate::devices::virtio::{Disks, OpenDisk, Role, SavedDisk};
 use crate::gate::{Gate, Seat, Wanted, precise_sleep};
 use crate::workload::{Recorder, RecorderState, monotonic_ns};
@@ -67,6 +71,18 @@ struct Shape {
     seed: u64,
     stride: u64,
     vcpus: u64,
+    disk: DiskShape,
+}
+
+/// The part of a [`Shape`] that is about the disk.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct DiskShape {
+    depth: u64,
+    blocks: u64,
+    write: u64,
+    flush: u64,
+    rate: u64,
+    overlap: u64,
 }
 
 impl Shape {
@@ -89,6 +105,14 @@ impl Shape {
             seed: params.seed,
             stride: params.stride,
             vcpus: params.vcpus,
+            disk: DiskShape {
+                depth: params.disk_depth,
+                blocks: params.disk_blocks,
+                write: params.disk_write,
+                flush: params.disk_flush,
+                rate: params.disk_rate,
+                overlap: params.disk_overlap,
+            },
         }
     }
 }
@@ -100,6 +124,7 @@ struct Shared {
     disks: Arc<Disks>,
     events: EventSink,
     gate: Arc<Gate>,
+    debug: Mutex<Output>,
     /// Held for moments only, as threads that crash need it; where both are needed, it is taken
     /// before the gate's.
     state: Mutex<MachineState>,
@@ -166,6 +191,7 @@ impl ProcessMachine {
                 ram,
                 events,
                 gate: Gate::new(),
+                debug: Mutex::new(Output::open("the debug console", &config.debugcon)?),
                 state: Mutex::new(MachineState::Created),
             }),
             threads: Mutex::new(Vec::new()),
@@ -346,6 +372,7 @@ impl Machine for ProcessMachine {
             let _ = thread.join();
         }
         self.shared.disks.retire();
+        *lock(&self.shared.debug) = Output::None;
     }
 }
 
@@ -395,6 +422,26 @@ impl Platform for Vcpu {
 
     fn registers_intact(&mut self) -> bool {
         true
+    }
+
+    fn mmio_read32(&mut self, addr: u64) -> u32 {
+        let mut value = [0; 4];
+        self.shared.disks.mmio_read(addr, &mut value);
+        u32::from_le_bytes(value)
+    }
+
+    fn mmio_write32(&mut self, addr: u64, value: u32) {
+        self.shared.disks.mmio_write(addr, &value.to_le_bytes());
+    }
+
+    fn disk_beat(&mut self, completed: u64) {
+        self.shared.recorder.disk_beat(self.index, completed as u32);
+    }
+
+    fn disk_failed(&mut self, failure: &Failure) {
+        // In one piece, as other vCPUs may have something to say, too. Never fails.
+        let line = format!("{failure}\n");
+        let _ = lock(&self.shared.debug).write(line.as_bytes());
     }
 }
 

@@ -41,12 +41,12 @@ impl FaultyJournal {
 }
 
 impl Journal for FaultyJournal {
-    fn append(&self, record: &Record) -> Result<(), JournalError> {
+    fn append(&self, records: &[Record]) -> Result<(), JournalError> {
         let nth = self.appends.fetch_add(1, Ordering::SeqCst) + 1;
-        if (self.fails)(nth, record) {
+        if records.last().is_some_and(|last| (self.fails)(nth, last)) {
             return Err(JournalError::Write("the disk is full".to_owned()));
         }
-        self.inner.append(record)
+        self.inner.append(records)
     }
 
     fn records(&self) -> Result<Vec<Record>, JournalError> {
@@ -117,10 +117,6 @@ impl Machine for FaultyMachine {
         self.inner.ram()
     }
 
-    fn disks(&self) -> &Arc<Disks> {
-        self.inner.disks()
-    }
-
     fn cpu_features(&self) -> Vec<String> {
         self.inner.cpu_features()
     }
@@ -155,6 +151,10 @@ impl Machine for FaultyMachine {
     fn restore(&self, blob: &[u8]) -> Result<(), MachineError> {
         self.may(Op::Restore)?;
         self.inner.restore(blob)
+    }
+
+    fn disks(&self) -> &Arc<Disks> {
+        self.inner.disks()
     }
 
     fn workload(&self) -> Option<&Arc<Recorder>> {

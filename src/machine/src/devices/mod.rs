@@ -15,7 +15,7 @@ use vm_superio::{Serial, Trigger};
 use vmferry_guest::abi;
 
 use crate::{EventSink, MachineConfig, MachineError, MachineEvent, Recorder, lock};
-use console::Output;
+pub(crate) use console::Output;
 use virtio::Disks;
 
 const SERIAL_BASE: u16 = 0x3f8;
@@ -149,6 +149,7 @@ impl Devices {
     fn workload_out(&self, recorder: &Recorder, vcpu: u32, port: u16, value: u32) -> Effect {
         match port {
             abi::PORT_HEARTBEAT => recorder.beat(vcpu, value),
+            abi::PORT_DISK => recorder.disk_beat(vcpu, value),
             abi::PORT_SLEEP => {
                 let us = value.min(abi::MAX_SLEEP_US);
                 return Effect::Sleep(Duration::from_micros(u64::from(us)));

@@ -35,7 +35,8 @@ impl Saved {
         }
         match (&self.workload, &config.boot) {
             (Some(w), Boot::Workload { .. }) => {
-                if w.work.len() != n || w.commands.len() != n || w.unready as usize > n {
+                let lengths = [w.work.len(), w.disk.len(), w.commands.len()];
+                if lengths != [n; 3] || w.unready as usize > n {
                     return Err("the workload's records do not fit the vCPUs".to_owned());
                 }
             }

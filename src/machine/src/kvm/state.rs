@@ -27,7 +27,7 @@ const MACHINE: (u16, u16) = (1, 1);
 const VCPU: (u16, u16) = (2, 1);
 const BOARD: (u16, u16) = (3, 1);
 const SERIAL: (u16, u16) = (4, 1);
-const WORKLOAD: (u16, u16) = (5, 1);
+const WORKLOAD: (u16, u16) = (5, 2);
 const DISKS: (u16, u16) = (6, 1);
 
 #[derive(Serialize, Deserialize)]

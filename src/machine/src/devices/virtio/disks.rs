@@ -4,20 +4,19 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use vmferry_block::{Fate, JobKey, JobRecord, Settlement};
 use vmferry_guest::abi::{DISK_MMIO_BASE, DISK_MMIO_SIZE};
 use vmferry_memory::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::Disk;
-use super::open::{OpenDisk, Role};
+use super::open::OpenDisk;
 use super::state::SavedDisk;
 use super::worker::{HeldDisk, Worker};
-use super::{FIRST_GSI, MAX_DISKS, MAX_QUEUES};
+use super::{FIRST_GSI, MAX_DISKS};
 use crate::{MachineConfig, MachineError, lock};
-
-/// Longest serial id, in bytes.
-const SERIAL_BYTES: usize = 20;
+use vmferry_block::Role;
 
 /// Something that a disk tells of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +50,7 @@ pub struct HeldIo {
 }
 
 /// What disks have done, and have to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskStats {
     /// Requests that were answered.
     pub requests: u64,
@@ -342,18 +341,8 @@ fn check(config: &MachineConfig) -> Result<(), MachineError> {
         return refuse(format!("{n} disks: give at most {MAX_DISKS}"));
     }
     for spec in &config.disks {
-        let (name, serial) = (&spec.source, &spec.serial);
-        if !(1..=MAX_QUEUES).contains(&spec.queues) {
-            return refuse(format!(
-                "disk '{name}': {} queues: give 1 to {MAX_QUEUES}",
-                spec.queues
-            ));
-        }
-        if serial.len() > SERIAL_BYTES || !serial.bytes().all(|b| b.is_ascii_graphic()) {
-            return refuse(format!(
-                "disk '{name}': the serial id '{serial}' is not at most {SERIAL_BYTES} letters, \
-                 digits and signs of ASCII"
-            ));
+        if let Err(why) = spec.check() {
+            return refuse(format!("disk '{}': {why}", spec.source));
         }
     }
     Ok(())

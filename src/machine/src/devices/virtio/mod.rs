@@ -18,13 +18,11 @@ mod tests;
 mod worker;
 
 pub use disks::{DiskStats, Disks, HeldIo, IoEvent, IoSink};
-pub(crate) use open::open;
-pub use open::{OpenDisk, Role};
+pub use open::OpenDisk;
 pub(crate) use state::SavedDisk;
+pub use vmferry_block::{MAX_QUEUES, Role};
 
 /// Most disks of a machine: the I/O APIC has interrupt lines for no more.
 pub const MAX_DISKS: usize = 8;
-/// Most queues of a disk.
-pub const MAX_QUEUES: u16 = 8;
 /// Interrupt line of the first disk; the next disk has the next.
 pub(crate) const FIRST_GSI: u32 = 16;

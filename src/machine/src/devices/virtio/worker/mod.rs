@@ -21,10 +21,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::disks::{DiskStats, IoEvent, Watch};
 use super::offer::Offer;
-use super::open::Role;
 use super::request::Run;
 use super::ring::Ring;
 use super::shared::{Shared, USED};
+use vmferry_block::Role;
 
 pub(super) use handover::{Adoption, HeldDisk, Snapshot};
 
