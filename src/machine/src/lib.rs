@@ -3,7 +3,8 @@
 //! [`create`] makes an empty machine; [`Machine::boot`] or [`Machine::restore`] gives it something
 //! to run; [`Machine::resume`] and [`Machine::pause`] start and stop its vCPUs. The crate knows
 //! nothing of migrations: it is told to pause, to save and to restore, and its RAM is read and
-//! written by whoever holds it.
+//! written by whoever holds it. What its disks have in flight when it is to move is handed over and
+//! taken by [`Disks`].
 
 mod arena;
 mod boot;

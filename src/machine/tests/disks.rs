@@ -31,7 +31,7 @@ fn config(kind: MachineKind) -> MachineConfig {
                 .to_owned(),
         },
         serial: Console::None,
-        debugcon: Console::Stdout,
+        debugcon: Console::None,
         dirty_rings: false,
         disks: vec![DiskSpec {
             queues: VCPUS as u16,

@@ -141,6 +141,30 @@ fn a_reset_leaves_jobs_behind_that_nobody_is_told_of() {
 }
 
 #[test]
+fn resets_do_not_pile_up_jobs_without_end() {
+    let disk = MemoryDisk::new(1 << 20);
+    let mut host = Host::started(&disk);
+    disk.stall(true);
+    disk.refuse_cancel(true);
+    let most = worker::MAX_DISK_JOBS;
+    for round in 1.. {
+        for slot in 0..20 {
+            host.driver.write_block(slot, u64::from(slot), 1);
+        }
+        let _ = disk.wait_stalled(most.min(round * 20));
+        if round * 20 > most {
+            break;
+        }
+        host.driver.start();
+    }
+    // Those that were left in the queue are taken once there is room.
+    disk.release_all();
+    let mut heads: Vec<u32> = (0..20).map(|_| host.driver.answer().0).collect();
+    heads.sort_unstable();
+    assert!(heads.into_iter().eq((0..20).map(|slot| slot * 3)));
+}
+
+#[test]
 fn jobs_left_behind_are_handed_over_and_not_issued_again() {
     let disk = MemoryDisk::new(1 << 20);
     let mut host = Host::started(&disk);

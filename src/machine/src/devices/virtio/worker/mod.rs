@@ -88,6 +88,8 @@ pub(super) struct Worker {
     /// Since when a fence is waited for.
     fences: BTreeMap<JobId, Instant>,
     looked: Option<Instant>,
+    /// The guest's driver has broken the device before: once is enough for the log.
+    warned: bool,
     /// Requests were left in the queues, as there are too many jobs.
     starved: bool,
     stats: DiskStats,
@@ -123,6 +125,7 @@ impl Worker {
             reissue_below: 0,
             fences: BTreeMap::new(),
             looked: None,
+            warned: false,
             starved: false,
             stats: DiskStats::default(),
             ended: Vec::new(),
