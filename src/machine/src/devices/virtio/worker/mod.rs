@@ -21,10 +21,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::disks::{DiskStats, IoEvent, Watch};
 use super::offer::Offer;
-use vmferry_block::Role;
 use super::request::Run;
 use super::ring::Ring;
 use super::shared::{Shared, USED};
+use vmferry_block::Role;
 
 pub(super) use handover::{Adoption, HeldDisk, Snapshot};
 
@@ -88,6 +88,8 @@ pub(super) struct Worker {
     /// Since when a fence is waited for.
     fences: BTreeMap<JobId, Instant>,
     looked: Option<Instant>,
+    /// The guest's driver has broken the device before: once is enough for the log.
+    warned: bool,
     /// Requests were left in the queues, as there are too many jobs.
     starved: bool,
     stats: DiskStats,
@@ -123,6 +125,7 @@ impl Worker {
             reissue_below: 0,
             fences: BTreeMap::new(),
             looked: None,
+            warned: false,
             starved: false,
             stats: DiskStats::default(),
             ended: Vec::new(),
@@ -222,7 +225,14 @@ impl Worker {
         }
         let wanted = |ring: &mut Ring| ring.wants_interrupt(self.ram.guest_memory());
         // All are asked.
-        if self.rings.iter_mut().flatten().filter_map(|r| wanted(r).then_some(())).count() > 0 {
+        if self
+            .rings
+            .iter_mut()
+            .flatten()
+            .filter_map(|r| wanted(r).then_some(()))
+            .count()
+            > 0
+        {
             self.shared.interrupt(USED);
         }
     }
