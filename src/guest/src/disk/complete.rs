@@ -67,13 +67,7 @@ impl Disk {
         }
     }
 
-    fn check_form(
-        &mut self,
-        platform: &mut impl Platform,
-        record: &Slot,
-        status: u8,
-        len: u32,
-    ) {
+    fn check_form(&mut self, platform: &mut impl Platform, record: &Slot, status: u8, len: u32) {
         let block = self.share.from.wrapping_add(record.block);
         let mut wrong = |what, expected, found| {
             let fault = Fault::Completion {
@@ -147,12 +141,7 @@ impl Disk {
 
     /// Compares what was read with the ledger: the generation of all of it, where it is one, and
     /// right.
-    fn compare(
-        &mut self,
-        platform: &mut impl Platform,
-        slot: u32,
-        record: &Slot,
-    ) -> Option<u32> {
+    fn compare(&mut self, platform: &mut impl Platform, slot: u32, record: &Slot) -> Option<u32> {
         if record.allowed.anything() {
             return None;
         }

@@ -180,7 +180,11 @@ fn queue(
     let ready = get(platform, QUEUE_READY);
     exactly("readiness of a queue not yet set up", 0, ready)?;
     let max = get(platform, QUEUE_NUM_MAX);
-    at_least("the size of a queue (see disk-depth=)", size.into(), max.into())?;
+    at_least(
+        "the size of a queue (see disk-depth=)",
+        size.into(),
+        max.into(),
+    )?;
     put(platform, QUEUE_NUM, size.into());
     for (register, address) in QUEUE_ADDRESSES.into_iter().zip(addresses) {
         put(platform, register, address as u32);

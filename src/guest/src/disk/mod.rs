@@ -12,9 +12,9 @@ mod failure;
 mod layout;
 pub mod ledger;
 mod queue;
+pub mod stamp;
 mod state;
 mod submit;
-pub mod stamp;
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -185,3 +185,6 @@ impl Disk {
         self.state().broken = 1;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -111,21 +111,15 @@ pub unsafe fn inspect(at: *const u64, sector: usize) -> Sector {
 /// The first field of `found`, sector `index` of a block, that is not as `expected`: its name, what
 /// it must be and what it is. The generation is not looked at.
 #[must_use]
-pub fn differs(
-    expected: &Stamp,
-    index: usize,
-    found: &Sector,
-) -> Option<(&'static str, u64, u64)> {
+pub fn differs(expected: &Stamp, index: usize, found: &Sector) -> Option<(&'static str, u64, u64)> {
     let fields = [
         ("the run's number", expected.nonce, found.stamp.nonce),
         ("the block's number", expected.block, found.stamp.block),
-        (
-            "the writer",
-            expected.vcpu.into(),
-            found.stamp.vcpu.into(),
-        ),
+        ("the writer", expected.vcpu.into(), found.stamp.vcpu.into()),
         ("the sector's number", index as u64, found.index),
         ("the soundness of its sum", 1, found.sound.into()),
     ];
-    fields.into_iter().find(|&(_, expected, found)| expected != found)
+    fields
+        .into_iter()
+        .find(|&(_, expected, found)| expected != found)
 }
