@@ -5,6 +5,9 @@ use super::model::{MAGIC, STATUS};
 use super::plan::{Fault, Plan};
 use crate::abi;
 
+/// What is said of it, and what makes a device so.
+type Quirk = (&'static str, fn(&mut Rig));
+
 const READ: u32 = 0;
 const WRITE: u32 = 1;
 const FLUSH: u32 = 4;
@@ -109,7 +112,7 @@ fn an_overlap_that_goes_wrong_is_found() {
 
 #[test]
 fn a_device_that_is_none_or_another_is_reported_by_every_vcpu() {
-    let quirks: [(&str, fn(&mut Rig)); 11] = [
+    let quirks: [Quirk; 11] = [
         ("no disk", |r| {
             r.host.model.falsified.push((MAGIC, u32::MAX))
         }),
