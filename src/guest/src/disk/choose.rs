@@ -8,7 +8,7 @@ const TRIES: u32 = 8;
 /// Shortest wait for the rate, in microseconds.
 const SHORTEST_US: u64 = 50;
 /// How far behind the rate may be before what it owes is dropped, in milliseconds.
-const BEHIND_MS: u64 = 4;
+const BEHIND_MS: u64 = 100;
 
 /// What a request is to be, before it has a slot.
 #[derive(Clone, Copy, Debug)]
