@@ -23,10 +23,10 @@ pub struct OpenError {
 pub struct Geometry {
     /// Its size in bytes, a multiple of 512.
     pub bytes: u64,
-    /// What a write must be a multiple of, in offset and length, in bytes; at least 512. Any other
-    /// write may fail with `EINVAL`; reads of any multiple of 512 are taken. To be told to the
-    /// guest as the disk's logical block size: content that was made for another (a partition
-    /// table counts in blocks) is not understood.
+    /// What offset and length of a write, a discard, zeros are a multiple of, in bytes; 512 or
+    /// more. Any other may fail with `EINVAL`; reads of any multiple of 512 are taken. To be told
+    /// to the guest as the disk's logical block size: content that was made for another (a
+    /// partition table counts in blocks) is not understood.
     pub block_size: u32,
     /// Nothing can be written.
     pub read_only: bool,

@@ -48,6 +48,8 @@ struct Parts {
     ring: Ring,
     image: Image,
     claim: Claim,
+    /// Whether the disk's description says so.
+    read_only: bool,
     zeros: Arc<Aligned>,
     held: bool,
     /// Not with the kernel: not begun, or between two steps (those first).
@@ -76,6 +78,9 @@ impl FileBackend {
             why,
         };
         let image = Image::open(path, read_only, role, caching).map_err(refused)?;
+        if role == Role::Heir {
+            image.may_move(read_only).map_err(refused)?;
+        }
         let claim = Claim::take(&image.file, role, read_only).map_err(refused)?;
         let ring = Ring::new().map_err(|e| {
             refused(format!(
@@ -90,6 +95,7 @@ impl FileBackend {
                 ring,
                 image,
                 claim,
+                read_only,
                 held: false,
                 queue: VecDeque::new(),
                 flying: HashMap::new(),
@@ -262,13 +268,7 @@ impl BlockBackend for FileBackend {
     }
 
     fn may_move(&self) -> Result<(), String> {
-        match &self.parts.image.cached {
-            Some(why) if !self.parts.image.geometry.read_only => Err(format!(
-                "it is read and written through this host's page cache ({why}), and another host \
-                 may see old data: put it on a file system that takes direct requests (O_DIRECT)"
-            )),
-            _ => Ok(()),
-        }
+        self.parts.image.may_move(self.parts.read_only)
     }
 
     fn inherit(&mut self) {
