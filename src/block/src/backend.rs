@@ -63,6 +63,17 @@ pub struct Completion {
     pub end: JobEnd,
 }
 
+/// Whether the host that had a disk before may still change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FormerOwner {
+    /// It has let go of the disk: whatever it had in flight is settled. Also where there was none.
+    Gone,
+    /// It has not: ask again.
+    There,
+    /// This storage will never know.
+    Unknown,
+}
+
 /// Storage. Owned and called by one thread; no call waits for storage, whatever it does: each
 /// returns within microseconds.
 pub trait BlockBackend: Send + fmt::Debug {
@@ -98,10 +109,8 @@ pub trait BlockBackend: Send + fmt::Debug {
     /// still have it open.
     fn inherit(&mut self) {}
 
-    /// Whether the former owner has certainly let go of the disk, as the storage tells: whatever
-    /// it had in flight is settled. True where there was none; false while nobody can tell. May
-    /// be called every few milliseconds.
-    fn former_owner_gone(&mut self) -> bool {
-        false
+    /// What the storage knows of the former owner. May be asked every few milliseconds.
+    fn former_owner(&mut self) -> FormerOwner {
+        FormerOwner::Unknown
     }
 }

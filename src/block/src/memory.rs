@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, eventfd};
 use vmferry_protocol::storage::{Extent, JobEnd, JobId, JobKind};
 
-use crate::{BlockBackend, Completion, Geometry, Operation};
+use crate::{BlockBackend, Completion, FormerOwner, Geometry, Operation};
 
 /// Only a test that fails waits for so long.
 const LONG: Duration = Duration::from_secs(120);
@@ -160,7 +160,7 @@ impl MemoryDisk {
         self.change(|state| state.fails = errno);
     }
 
-    /// What [`BlockBackend::former_owner_gone`] says from here on.
+    /// What [`BlockBackend::former_owner`] is, [`FormerOwner::Gone`] or there, from here on.
     pub fn set_former_owner_gone(&self, gone: bool) {
         self.change(|state| state.former_owner_gone = gone);
     }
@@ -400,8 +400,11 @@ impl BlockBackend for MemoryBackend {
         self.of_session(|session| session.inherited = true);
     }
 
-    fn former_owner_gone(&mut self) -> bool {
-        self.disk.state().former_owner_gone
+    fn former_owner(&mut self) -> FormerOwner {
+        match self.disk.state().former_owner_gone {
+            true => FormerOwner::Gone,
+            false => FormerOwner::There,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use common::fuse::{SlowDisk, WRITE};
 use common::mounts::privately;
 use common::{Rig, until};
 use tempfile::TempDir;
-use vmferry_block::{BlockBackend, DiskSource, JobEnd, JobKind, Role};
+use vmferry_block::{BlockBackend, DiskSource, FormerOwner, JobEnd, JobKind, Role};
 
 const DISK: usize = 1 << 20;
 const OWNER_BYTE: i64 = 1 << 62;
@@ -28,6 +28,11 @@ fn open_as(path: &Path, role: Role, read_only: bool) -> Result<Box<dyn BlockBack
     let mut spec = DiskSource::File(path.to_owned()).spec();
     spec.read_only = read_only;
     vmferry_block::open(&spec, role).map_err(|e| e.to_string())
+}
+
+/// Whether the former owner has let go.
+fn gone(backend: &mut Box<dyn BlockBackend>) -> bool {
+    backend.former_owner() == FormerOwner::Gone
 }
 
 fn refused(path: &Path, role: Role, read_only: bool) -> String {
@@ -64,7 +69,7 @@ fn readers_share_a_disk() {
     let (_dir, path) = image();
     let readers = [Role::Owner, Role::Owner, Role::Heir].map(|role| open_as(&path, role, true));
     let mut readers = readers.map(Result::unwrap);
-    assert!(readers.iter_mut().all(|r| r.former_owner_gone()));
+    assert!(readers.iter_mut().all(|r| gone(r)));
     let why = refused(&path, Role::Owner, false);
     assert!(why.contains("in use"), "{why}");
     drop(readers);
@@ -75,27 +80,27 @@ fn readers_share_a_disk() {
 fn an_heir_becomes_the_owner_when_the_owner_lets_go() {
     let (_dir, path) = image();
     let mut owner = open(&path, Role::Owner).unwrap();
-    assert!(owner.former_owner_gone(), "it had none");
+    assert!(gone(&mut owner), "it had none");
     let mut heir = open(&path, Role::Heir).unwrap();
     let why = refused(&path, Role::Heir, false);
     assert!(why.contains("another migration"), "{why}");
-    assert!(!heir.former_owner_gone());
+    assert!(!gone(&mut heir));
     heir.inherit();
-    assert!(!heir.former_owner_gone());
+    assert!(!gone(&mut heir));
     drop(owner);
     // Nobody comes between the two.
     let why = refused(&path, Role::Owner, false);
     assert!(why.contains("about to be taken over"), "{why}");
-    assert!(heir.former_owner_gone());
+    assert!(gone(&mut heir));
     let why = refused(&path, Role::Owner, false);
     assert!(why.contains("in use"), "{why}");
-    assert!(heir.former_owner_gone());
+    assert!(gone(&mut heir));
     // And on it goes.
     let mut next = open(&path, Role::Heir).unwrap();
     next.inherit();
-    assert!(!next.former_owner_gone());
+    assert!(!gone(&mut next));
     drop(heir);
-    assert!(next.former_owner_gone());
+    assert!(gone(&mut next));
 }
 
 #[test]
@@ -107,7 +112,7 @@ fn an_heir_that_backs_out_leaves_the_owner_as_it_was() {
     // Another attempt is possible, also when the owner has died before the switchover.
     let mut heir = open(&path, Role::Heir).unwrap();
     drop(owner);
-    assert!(heir.former_owner_gone());
+    assert!(gone(&mut heir));
     assert!(refused(&path, Role::Owner, false).contains("about to be taken over"));
     drop(heir);
     drop(open(&path, Role::Owner).unwrap());
@@ -175,10 +180,10 @@ fn an_owner_that_is_killed_has_let_go() {
     let owner = Owner::start(&path);
     let mut heir = open(&path, Role::Heir).unwrap();
     heir.inherit();
-    assert!(!heir.former_owner_gone());
+    assert!(!gone(&mut heir));
     owner.kill();
     wait_for_lock(&path);
-    assert!(heir.former_owner_gone());
+    assert!(gone(&mut heir));
 }
 
 /// Blocks until nobody has the owner's byte.
@@ -218,11 +223,11 @@ fn a_write_in_flight_keeps_the_lock_of_an_owner_that_is_killed() {
         let mut heir = open(&disk.path(), Role::Heir).unwrap();
         heir.inherit();
         owner.kill();
-        assert!(!heir.former_owner_gone(), "its write is still to come");
+        assert!(!gone(&mut heir), "its write is still to come");
         assert_eq!(disk.data()[..4096], [0; 4096]);
         disk.let_go();
         wait_for_lock(&disk.path());
-        assert!(heir.former_owner_gone());
+        assert!(gone(&mut heir));
         assert_eq!(disk.data()[..4096], common::pattern(4096, 7));
     });
 }
@@ -241,10 +246,10 @@ fn a_dropped_backend_keeps_lock_and_memory_until_its_write_is_through() {
         let mut heir = open(&disk.path(), Role::Heir).unwrap();
         heir.inherit();
         drop(rig);
-        assert!(!heir.former_owner_gone());
+        assert!(!gone(&mut heir));
         assert_eq!(ram.strong_count(), 1);
         disk.let_go();
-        until("it lets go", || heir.former_owner_gone());
+        until("it lets go", || gone(&mut heir));
         until("memory is given back", || ram.strong_count() == 0);
         assert_eq!(disk.data()[4096..8192], common::pattern(4096, 3));
     });

@@ -21,7 +21,7 @@ use job::{Context, Job, MAX_BOUNCE, Next};
 use ring::{MAX_IN_FLIGHT, Ring};
 
 use crate::lock::Claim;
-use crate::{BlockBackend, Completion, Geometry, OpenError, Operation, Role};
+use crate::{BlockBackend, Completion, FormerOwner, Geometry, OpenError, Operation, Role};
 
 /// Memory of our own for operations in flight whose buffers the kernel does not take.
 const MAX_BOUNCED: usize = 64 << 20;
@@ -268,6 +268,13 @@ impl BlockBackend for FileBackend {
     }
 
     fn may_move(&self) -> Result<(), String> {
+        if self.parts.claim.is_shared() {
+            return Err(
+                "the VM process that had it before has not let go of it: wait until it has, or end \
+                 that process"
+                    .to_owned(),
+            );
+        }
         self.parts.image.may_move(self.parts.read_only)
     }
 
@@ -275,9 +282,12 @@ impl BlockBackend for FileBackend {
         self.parts.claim.inherit();
     }
 
-    fn former_owner_gone(&mut self) -> bool {
+    fn former_owner(&mut self) -> FormerOwner {
         let parts = &mut *self.parts;
-        parts.claim.former_owner_gone(&parts.image.file)
+        match parts.claim.former_owner_gone(&parts.image.file) {
+            true => FormerOwner::Gone,
+            false => FormerOwner::There,
+        }
     }
 }
 

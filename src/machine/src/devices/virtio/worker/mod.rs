@@ -87,6 +87,9 @@ pub(super) struct Worker {
     reissue_below: u64,
     /// Since when a fence is waited for.
     fences: BTreeMap<JobId, Instant>,
+    /// The host that had the disk before may not have let go of it.
+    may_be_shared: bool,
+    /// When storage was asked for that host last.
     looked: Option<Instant>,
     /// The guest's driver has broken the device before: once is enough for the log.
     warned: bool,
@@ -124,6 +127,7 @@ impl Worker {
             adopted: Vec::new(),
             reissue_below: 0,
             fences: BTreeMap::new(),
+            may_be_shared: false,
             looked: None,
             warned: false,
             starved: false,
