@@ -116,6 +116,11 @@ impl Claim {
         }
     }
 
+    /// Whether somebody else owns the disk still, as far as was found out.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Heir { .. })
+    }
+
     /// Gives everything back, at once. Only when nothing is in flight.
     pub(crate) fn release(&mut self, file: &File) {
         *self = Self::Nothing;

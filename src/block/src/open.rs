@@ -12,8 +12,8 @@ pub enum Role {
     Owner,
     /// For a machine that is to come from another process, which owns the disk until it lets go.
     Heir,
-    /// To see whether it is there and what it is like. Nothing is claimed, nothing can be
-    /// written.
+    /// To see whether it is there and could be opened. Nothing is claimed, nothing can be written,
+    /// and its geometry says so.
     Inspector,
 }
 

@@ -49,10 +49,12 @@ impl Worker {
 
     /// The driver has broken a queue: the device stops until it is reset.
     fn break_down(&mut self, Broken(what): Broken) {
-        tracing::warn!(
-            disk = self.index,
-            "the guest's driver has broken the disk: {what}; it stands still until it is reset"
-        );
+        if !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                disk = self.index,
+                "the guest's driver has broken the disk: {what}; it stands still until it is reset"
+            );
+        }
         self.stop_all();
         self.shared.set_broken(true);
         self.shared.interrupt(CONFIG);

@@ -21,10 +21,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::disks::{DiskStats, IoEvent, Watch};
 use super::offer::Offer;
-use vmferry_block::Role;
 use super::request::Run;
 use super::ring::Ring;
 use super::shared::{Shared, USED};
+use vmferry_block::Role;
 
 pub(super) use handover::{Adoption, HeldDisk, Snapshot};
 
@@ -87,7 +87,12 @@ pub(super) struct Worker {
     reissue_below: u64,
     /// Since when a fence is waited for.
     fences: BTreeMap<JobId, Instant>,
+    /// The host that had the disk before may not have let go of it.
+    may_be_shared: bool,
+    /// When storage was asked for that host last.
     looked: Option<Instant>,
+    /// The guest's driver has broken the device before: once is enough for the log.
+    warned: bool,
     /// Requests were left in the queues, as there are too many jobs.
     starved: bool,
     stats: DiskStats,
@@ -122,7 +127,9 @@ impl Worker {
             adopted: Vec::new(),
             reissue_below: 0,
             fences: BTreeMap::new(),
+            may_be_shared: false,
             looked: None,
+            warned: false,
             starved: false,
             stats: DiskStats::default(),
             ended: Vec::new(),
@@ -222,7 +229,14 @@ impl Worker {
         }
         let wanted = |ring: &mut Ring| ring.wants_interrupt(self.ram.guest_memory());
         // All are asked.
-        if self.rings.iter_mut().flatten().filter_map(|r| wanted(r).then_some(())).count() > 0 {
+        if self
+            .rings
+            .iter_mut()
+            .flatten()
+            .filter_map(|r| wanted(r).then_some(()))
+            .count()
+            > 0
+        {
             self.shared.interrupt(USED);
         }
     }
