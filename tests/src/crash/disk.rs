@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 
-use vmferry_block::{BlockBackend, Completion, Geometry, JobEnd, JobId, JobKind, Operation};
+use vmferry_block::{
+    BlockBackend, Completion, FormerOwner, Geometry, JobEnd, JobId, JobKind, Operation,
+};
 use vmferry_guest::disk::stamp::{SECTORS, Stamp};
 
 use super::Point;
@@ -115,8 +117,8 @@ impl BlockBackend for WatchedDisk {
         self.inner.inherit();
     }
 
-    fn former_owner_gone(&mut self) -> bool {
+    fn former_owner(&mut self) -> FormerOwner {
         self.at(Point::FormerOwner);
-        self.inner.former_owner_gone()
+        self.inner.former_owner()
     }
 }

@@ -74,10 +74,10 @@ impl Relay {
         let open = |state: &mut State| !state.open.is_empty();
         let state = self.shared.state();
         let waited = self.shared.changed.wait_timeout_while(state, within, open);
-        let (_, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-        match timeout.timed_out() {
-            true => Err("connections of a process that is gone stay open".to_owned()),
-            false => Ok(()),
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match state.open.is_empty() {
+            true => Ok(()),
+            false => Err("connections of a process that is gone stay open".to_owned()),
         }
     }
 }

@@ -20,7 +20,7 @@ use super::log::{self, Process};
 use super::plan::{Case, DISK, Plan};
 use super::relay::Relay;
 use super::talk::{Command, Event, Kept, LeftAs, Order, Setup};
-use super::{DESTINATION_HOST, Point, SOURCE_HOST, Side, Victim};
+use super::{DESTINATION_HOST, SOURCE_HOST, Side, Victim};
 
 /// The processes of a run: both sides, and the one that is started after a crash.
 const SOURCE: Process = 0;
@@ -352,11 +352,11 @@ impl<'a> Run<'a> {
             ensure(!runs, || "both sides run a guest".into())?;
         }
         self.is_well(process)?;
-        for ends in [process, other] {
-            if self.lab.lives(ends) {
-                self.lab.exit(ends)?;
-            }
+        if self.lab.lives(other) {
+            self.lab.exit(other)?;
         }
+        self.may_move_on()?;
+        self.lab.exit(process)?;
         let tally = self.is_quiet()?;
         let (here, end) = match process {
             SOURCE => (Role::Source, Where::Source),
@@ -422,15 +422,30 @@ impl<'a> Run<'a> {
         Ok((end, self.is_quiet()?))
     }
 
-    fn open(&self) -> Result<(), vmferry_block::OpenError> {
+    fn open(&self, role: vmferry_block::Role) -> Result<(), vmferry_block::OpenError> {
         let mut disk = self.plan.disk(&self.image());
         disk.delay_ms = 0;
-        vmferry_block::open(&disk, vmferry_block::Role::Owner).map(drop)
+        vmferry_block::open(&disk, role).map(drop)
+    }
+
+    /// Waits until the disk can be had as `role`.
+    fn can_be_had(&self, role: vmferry_block::Role) -> Result<(), String> {
+        let give_up_at = Instant::now() + GUARD;
+        while let Err(error) = self.open(role) {
+            ensure(Instant::now() < give_up_at, || format!("nobody else is left: {error}"))?;
+            sleep(LOOK_EVERY);
+        }
+        Ok(())
+    }
+
+    /// The other side is gone: there can be another heir.
+    fn may_move_on(&self) -> Result<(), String> {
+        self.can_be_had(vmferry_block::Role::Heir)
     }
 
     /// Somebody has the disk.
     fn is_taken(&self) -> Result<(), String> {
-        match self.open() {
+        match self.open(vmferry_block::Role::Owner) {
             Err(e) if e.why.contains("machine") => Ok(()),
             Err(e) => Err(format!("the disk is refused for another reason: {e}")),
             Ok(()) => Err("the disk of a living guest could be had by another".to_owned()),
@@ -439,11 +454,7 @@ impl<'a> Run<'a> {
 
     /// Waits until nobody has the disk; it must hold what the log of writes says.
     fn is_quiet(&mut self) -> Result<Tally, String> {
-        let give_up_at = Instant::now() + GUARD;
-        while let Err(error) = self.open() {
-            ensure(Instant::now() < give_up_at, || format!("nobody is left: {error}"))?;
-            sleep(LOOK_EVERY);
-        }
+        self.can_be_had(vmferry_block::Role::Owner)?;
         self.lab.is_quiet()?;
         let records = log::read(&self.lab.log())?;
         check::owners(&records)?;

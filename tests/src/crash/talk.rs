@@ -11,52 +11,52 @@ use super::{Point, Side};
 
 /// What a VM process is started with, as its only argument.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Setup {
+pub(super) struct Setup {
     /// Which side it plays.
-    pub side: Side,
+    pub(super) side: Side,
     /// Its number in the log of writes.
-    pub process: Process,
+    pub(super) process: Process,
     /// Its own directory.
-    pub dir: PathBuf,
+    pub(super) dir: PathBuf,
     /// The log of writes.
-    pub log: PathBuf,
+    pub(super) log: PathBuf,
     /// Directory with its keys.
-    pub keys: PathBuf,
+    pub(super) keys: PathBuf,
     /// Where it is to stand still.
-    pub point: Option<Point>,
+    pub(super) point: Option<Point>,
     /// How long, in milliseconds, a source tries to reach its destination after the handover.
-    pub reconnect_ms: u64,
+    pub(super) reconnect_ms: u64,
 }
 
 /// A migration as it is to be.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Order {
+pub(super) struct Order {
     /// Where to.
-    pub to: SocketAddr,
+    pub(super) to: SocketAddr,
     /// The migration's secret.
-    pub token: String,
+    pub(super) token: String,
     /// Its name.
-    pub migration: String,
+    pub(super) migration: String,
     /// How changed pages are found.
-    pub tracker: String,
+    pub(super) tracker: String,
 }
 
 /// How a VM process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
+pub(super) struct Status {
     /// The guest runs.
-    pub running: bool,
+    pub(super) running: bool,
     /// `owner` was on its way to disk, or is there.
-    pub owner: bool,
+    pub(super) owner: bool,
     /// Writes of a former owner that are not settled.
-    pub fences: u64,
+    pub(super) fences: u64,
     /// Disk requests answered with an error.
-    pub errors: u64,
+    pub(super) errors: u64,
 }
 
 /// What it is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Command {
+pub(super) enum Command {
     /// Boot a machine, if the journal allows that, with the fences that it knows of.
     Boot(Box<MachineConfig>),
     /// Wait for a machine; answered by [`Event::Listening`].
@@ -80,7 +80,7 @@ pub enum Command {
 
 /// A record that was put on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Kept {
+pub(super) enum Kept {
     /// As in [`vmferry_protocol::ownership::Record`].
     Prepared,
     /// The same.
@@ -99,7 +99,7 @@ pub enum Kept {
 
 /// How a migration ended at its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LeftAs {
+pub(super) enum LeftAs {
     /// The guest is at the destination.
     Completed,
     /// It runs on.
@@ -110,7 +110,7 @@ pub enum LeftAs {
 
 /// What it tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Event {
+pub(super) enum Event {
     /// It takes commands.
     Up,
     /// What it was told cannot be done; why.
