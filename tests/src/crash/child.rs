@@ -118,6 +118,10 @@ struct Vm {
 pub fn main() -> Result<(), Box<dyn Error>> {
     let argument = std::env::args().nth(1).ok_or("give a setup, in JSON")?;
     let setup: Setup = serde_json::from_str(&argument)?;
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
     let gate = Arc::new(Gate::new(setup.point, |point| tell(&Event::At(point))));
     let shared = Shared {
         side: setup.side,
