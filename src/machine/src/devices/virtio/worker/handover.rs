@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use vmferry_block::table::HandedOver;
 use vmferry_block::{Fate, FormerOwner, JobEnd, JobId, JobRecord};
-use vmm_sys_util::epoll::EpollEvent;
 
 use super::{LOOK_EVERY, Phase, Tag, Worker};
 use crate::devices::virtio::disks::IoEvent;
@@ -12,6 +11,8 @@ use crate::devices::virtio::ring::{Position, Ring};
 
 /// Longest wait for what can be cancelled at once.
 const SWEEP: Duration = Duration::from_millis(1);
+/// And for the next of it: what takes longer is not given back, but done.
+const QUIET: Duration = Duration::from_micros(200);
 
 /// What has become of a disk's jobs when it was held.
 #[derive(Debug, Default)]
@@ -83,14 +84,17 @@ impl Worker {
     /// Reaps for as long as something comes at once.
     fn sweep(&mut self) {
         let began = Instant::now();
+        let (mut last, mut left) = (began, self.in_backend.len());
         loop {
             self.reap();
             self.act();
-            if self.in_backend.is_empty() || began.elapsed() >= SWEEP {
+            if self.in_backend.len() < left {
+                (last, left) = (Instant::now(), self.in_backend.len());
+            }
+            if left == 0 || began.elapsed() >= SWEEP || last.elapsed() >= QUIET {
                 return;
             }
-            // Interrupted or not: the clock decides.
-            let _ = self.ready.wait(1, &mut [EpollEvent::default()]);
+            std::thread::sleep(QUIET / 10);
         }
     }
 

@@ -97,8 +97,6 @@ pub(super) struct Worker {
     starved: bool,
     stats: DiskStats,
     ended: Vec<Completion>,
-    /// Watches the backend only.
-    ready: Epoll,
 }
 
 impl Worker {
@@ -108,8 +106,6 @@ impl Worker {
         backend: Box<dyn BlockBackend>,
         role: Role,
     ) -> io::Result<Self> {
-        let ready = Epoll::new()?;
-        add(&ready, &backend.ready())?;
         let heir = role == Role::Heir;
         Ok(Self {
             index,
@@ -133,7 +129,6 @@ impl Worker {
             starved: false,
             stats: DiskStats::default(),
             ended: Vec::new(),
-            ready,
         })
     }
 
@@ -148,7 +143,7 @@ impl Worker {
         let epoll = Epoll::new()?;
         add(&epoll, &self.shared.kick)?;
         add(&epoll, &self.shared.wake)?;
-        add(&epoll, &self.ready)?;
+        add(&epoll, &self.backend.ready())?;
         let mut events = [EpollEvent::default(); 3];
         while !(self.phase == Phase::Retired && self.in_backend.is_empty()) {
             let timeout = match self.looks_for_former_owner() {
