@@ -33,7 +33,9 @@ fn only() -> Option<(Point, Victim, u64)> {
     let [point, victim, seed] = parts[..] else {
         panic!("VMFERRY_CRASH_ONLY: POINT/VICTIM/SEED, not '{asked}'");
     };
-    let seed = seed.parse().expect("VMFERRY_CRASH_ONLY: a seed is a number");
+    let seed = seed
+        .parse()
+        .expect("VMFERRY_CRASH_ONLY: a seed is a number");
     Some((point.parse().unwrap(), victim.parse().unwrap(), seed))
 }
 
@@ -80,12 +82,16 @@ fn report(ran: &[(Case, Result<Seen, String>)]) {
     let (mut writes, mut reissued, mut open) = (0, 0, 0);
     let mut failed = Vec::new();
     for (case, seen) in ran {
-        let hits = reached.entry(case.point as usize).or_insert((case.point, 0, 0));
+        let hits = reached
+            .entry(case.point as usize)
+            .or_insert((case.point, 0, 0));
         hits.2 += 1;
         match seen {
             Ok(seen) => {
                 hits.1 += u32::from(seen.reached);
-                *ends.entry((format!("{:?}", case.victim), seen.end)).or_insert(0) += 1;
+                *ends
+                    .entry((format!("{:?}", case.victim), seen.end))
+                    .or_insert(0) += 1;
                 writes += seen.tally.writes;
                 reissued += seen.tally.reissued;
                 open += seen.tally.open;
@@ -93,20 +99,33 @@ fn report(ran: &[(Case, Result<Seen, String>)]) {
             Err(why) => failed.push((case, why)),
         }
     }
-    println!("{} runs; {writes} writes, {reissued} issued twice, {open} cut off", ran.len());
+    println!(
+        "{} runs; {writes} writes, {reissued} issued twice, {open} cut off",
+        ran.len()
+    );
     println!("ends: {ends:?}");
     for (point, hits, runs) in reached.values() {
         println!("  {point:?}: {hits} of {runs}");
     }
     for (case, why) in failed.iter().take(TOLD) {
-        let Case { point, victim, seed, kind } = case;
+        let Case {
+            point,
+            victim,
+            seed,
+            kind,
+        } = case;
         println!("FAILED: VMFERRY_CRASH_ONLY={point:?}/{victim:?}/{seed} ({kind:?}): {why}");
     }
     let which: Vec<String> = failed
         .iter()
         .map(|(c, _)| format!("{:?}/{:?}/{}", c.point, c.victim, c.seed))
         .collect();
-    assert!(failed.is_empty(), "{} of {} failed: {which:?}", failed.len(), ran.len());
+    assert!(
+        failed.is_empty(),
+        "{} of {} failed: {which:?}",
+        failed.len(),
+        ran.len()
+    );
     let missed = reached.values().filter(|r| r.1 == 0 && only().is_none());
     let missed: Vec<Point> = missed.map(|r| r.0).collect();
     assert!(missed.is_empty(), "never reached: {missed:?}");

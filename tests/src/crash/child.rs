@@ -331,7 +331,11 @@ fn advance(recorder: &Recorder) {
         work.iter().chain(&disk).map(last).collect()
     };
     let before = last();
-    while last().iter().zip(&before).any(|(now, before)| now <= before) {
+    while last()
+        .iter()
+        .zip(&before)
+        .any(|(now, before)| now <= before)
+    {
         std::thread::sleep(LOOK_EVERY);
     }
 }

@@ -28,10 +28,7 @@ impl fmt::Debug for Gate {
 
 impl Gate {
     /// A gate at `point`; `tell` is called when somebody stands there.
-    pub(super) fn new(
-        point: Option<Point>,
-        tell: impl Fn(Point) + Send + Sync + 'static,
-    ) -> Self {
+    pub(super) fn new(point: Option<Point>, tell: impl Fn(Point) + Send + Sync + 'static) -> Self {
         Self {
             point,
             stage: Mutex::new(Stage::Closed),

@@ -20,6 +20,7 @@ mod point;
 mod relay;
 mod run;
 mod talk;
+mod well;
 
 pub use child::main;
 pub use plan::Case;

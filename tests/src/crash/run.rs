@@ -2,35 +2,29 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
-use vmferry_guest::abi::VERIFY_OK;
 use vmferry_guest::pattern::mix;
-use vmferry_journal::{Journal, SledJournal};
 use vmferry_protocol::ids::MigrationId;
-use vmferry_protocol::ownership::{Recovery, Role, recover};
 use vmferry_transports::TransportError;
 use vmferry_transports::keys::Authority;
 
-use super::check::{self, Tally};
+use super::check::Tally;
 use super::lab::{GUARD, Lab};
-use super::log::{self, Process};
+use super::log::Process;
 use super::plan::{Case, DISK, Plan};
 use super::relay::Relay;
 use super::talk::{Command, Event, Kept, LeftAs, Order, Setup};
 use super::{DESTINATION_HOST, SOURCE_HOST, Side, Victim};
 
 /// The processes of a run: both sides, and the one that is started after a crash.
-const SOURCE: Process = 0;
-const DESTINATION: Process = 1;
-const AGAIN: Process = 2;
+pub(super) const SOURCE: Process = 0;
+pub(super) const DESTINATION: Process = 1;
+pub(super) const AGAIN: Process = 2;
 /// A source gives a dead destination up after this, and one whose connection was cut never.
 const RECONNECT_DEAD: Duration = Duration::from_millis(1500);
 const RECONNECT_CUT: Duration = Duration::from_secs(60);
-/// Between two looks at what nobody tells of.
-const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// Keys for both hosts, in a directory that all runs share.
 #[derive(Debug)]
@@ -91,14 +85,15 @@ pub fn run(program: &Path, keys: &Keys, case: &Case) -> Result<Seen, String> {
     seen.map_err(|why| format!("{case:?}: {why}{}", run.lab.words()))
 }
 
-struct Run<'a> {
+/// A run under way.
+pub(super) struct Run<'a> {
     case: &'a Case,
-    plan: Plan,
+    pub(super) plan: Plan,
     dir: PathBuf,
     keys: PathBuf,
-    lab: Lab,
+    pub(super) lab: Lab,
     relay: Option<Relay>,
-    migration: MigrationId,
+    pub(super) migration: MigrationId,
     left: Option<(LeftAs, String)>,
     received: Option<Option<String>>,
 }
@@ -110,7 +105,7 @@ fn of(side: Side) -> Process {
     }
 }
 
-fn ensure(holds: bool, why: impl FnOnce() -> String) -> Result<(), String> {
+pub(super) fn ensure(holds: bool, why: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(why()) }
 }
 
@@ -135,15 +130,15 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    fn image(&self) -> PathBuf {
+    pub(super) fn image(&self) -> PathBuf {
         self.dir.join("disk.img")
     }
 
-    fn dir_of(&self, side: Side) -> PathBuf {
+    pub(super) fn dir_of(&self, side: Side) -> PathBuf {
         self.dir.join(format!("{side:?}"))
     }
 
-    fn start(&mut self, process: Process, side: Side) -> Result<Process, String> {
+    pub(super) fn start(&mut self, process: Process, side: Side) -> Result<Process, String> {
         let dir = self.dir_of(side);
         std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
         let reconnect = match self.case.victim {
@@ -161,7 +156,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn boot(&mut self, process: Process) -> Result<(), String> {
+    pub(super) fn boot(&mut self, process: Process) -> Result<(), String> {
         let debug = self.dir.join(format!("debug-{process}"));
         let config = self.plan.machine(&self.image(), &debug);
         self.lab.say(process, &Command::Boot(Box::new(config)))?;
@@ -174,7 +169,7 @@ impl<'a> Run<'a> {
         self.lab.wait(process, "the guest's work", works)
     }
 
-    fn advance(&mut self, process: Process) -> Result<(), String> {
+    pub(super) fn advance(&mut self, process: Process) -> Result<(), String> {
         self.lab.say(process, &Command::Advance)?;
         self.works(process)
     }
@@ -297,11 +292,13 @@ impl<'a> Run<'a> {
         }
         let waits = match self.received.take() {
             Some(failure) => failure.is_none(),
-            None => self.lab.wait_any("word of the guest", |_, event| match event {
-                Event::Received(Some(_)) => Some(false),
-                Event::Kept(Kept::Prepared) => Some(true),
-                _ => None,
-            })?,
+            None => self
+                .lab
+                .wait_any("word of the guest", |_, event| match event {
+                    Event::Received(Some(_)) => Some(false),
+                    Event::Kept(Kept::Prepared) => Some(true),
+                    _ => None,
+                })?,
         };
         // Once `owner` is on its way to disk nothing keeps the guest from coming.
         if waits && self.lab.status(DESTINATION)?.owner {
@@ -309,7 +306,9 @@ impl<'a> Run<'a> {
             return self.lives(DESTINATION);
         }
         let runs = self.lab.status(DESTINATION)?.running;
-        ensure(!runs, || "the destination runs a guest that nobody gave it".into())?;
+        ensure(!runs, || {
+            "the destination runs a guest that nobody gave it".into()
+        })?;
         self.lab.kill(DESTINATION)?;
         self.nobody()
     }
@@ -321,7 +320,9 @@ impl<'a> Run<'a> {
             return self.lives(SOURCE);
         }
         let runs = self.lab.status(SOURCE)?.running;
-        ensure(!runs, || format!("the source runs a guest that it gave away: {why}"))?;
+        ensure(!runs, || {
+            format!("the source runs a guest that it gave away: {why}")
+        })?;
         if left == LeftAs::Undecided {
             self.is_taken()?;
         }
@@ -342,140 +343,5 @@ impl<'a> Run<'a> {
             }
             (left, why) => Err(format!("{left:?}, though nothing was in the way: {why}")),
         }
-    }
-
-    /// The guest must live in `process`, and nowhere else.
-    fn lives(&mut self, process: Process) -> Result<(Where, Tally), String> {
-        let other = if process == SOURCE { DESTINATION } else { SOURCE };
-        if self.lab.lives(other) {
-            let runs = self.lab.status(other)?.running;
-            ensure(!runs, || "both sides run a guest".into())?;
-        }
-        self.is_well(process)?;
-        if self.lab.lives(other) {
-            self.lab.exit(other)?;
-        }
-        self.may_move_on()?;
-        self.lab.exit(process)?;
-        let tally = self.is_quiet()?;
-        let (here, end) = match process {
-            SOURCE => (Role::Source, Where::Source),
-            _ => (Role::Destination, Where::Destination),
-        };
-        let rights = [Role::Source, Role::Destination].map(|role| (role, self.right(role)));
-        for (role, right) in rights {
-            let right = right?;
-            ensure((right == Recovery::Run) == (role == here), || {
-                format!("the guest is at the {here:?}, and the journal of the {role:?} says {right:?}")
-            })?;
-        }
-        Ok((end, tally))
-    }
-
-    /// The guest in `process` works, and finds RAM and disk as they must be; nobody else can have
-    /// the disk.
-    fn is_well(&mut self, process: Process) -> Result<(), String> {
-        self.is_taken()?;
-        self.advance(process)?;
-        self.lab.say(process, &Command::Verify)?;
-        let verified = |e: &Event| match e {
-            Event::Verified(results) => Some(results.clone()),
-            _ => None,
-        };
-        let results = self.lab.wait(process, "a verify", verified)?;
-        ensure(results.iter().all(|r| *r == VERIFY_OK), || {
-            format!("process {process} verifies {results:?}")
-        })?;
-        // Fences that only the journal knows are lifted by and by.
-        let give_up_at = Instant::now() + GUARD;
-        loop {
-            let status = self.lab.status(process)?;
-            ensure(status.running && status.errors == 0, || format!("{status:?}"))?;
-            if status.fences == 0 {
-                break;
-            }
-            ensure(Instant::now() < give_up_at, || format!("fences stay: {status:?}"))?;
-            sleep(LOOK_EVERY);
-        }
-        self.advance(process)
-    }
-
-    /// Every process is gone, and the guest with them.
-    fn nobody(&mut self) -> Result<(Where, Tally), String> {
-        let tally = self.is_quiet()?;
-        let source = self.right(Role::Source)?;
-        let destination = self.right(Role::Destination)?;
-        let (side, end) = match (source, destination) {
-            (Recovery::Run, Recovery::AskPeer | Recovery::Drop) => {
-                (Side::Source, Where::BootedAtSource)
-            }
-            (Recovery::AskPeer | Recovery::Drop, Recovery::Run) => {
-                (Side::Destination, Where::BootedAtDestination)
-            }
-            (Recovery::AskPeer, Recovery::AskPeer) => return Ok((Where::Undecided, tally)),
-            rights => return Err(format!("the journals say {rights:?}")),
-        };
-        self.start(AGAIN, side)?;
-        self.boot(AGAIN)?;
-        self.is_well(AGAIN)?;
-        self.lab.exit(AGAIN)?;
-        Ok((end, self.is_quiet()?))
-    }
-
-    fn open(&self, role: vmferry_block::Role) -> Result<(), vmferry_block::OpenError> {
-        let mut disk = self.plan.disk(&self.image());
-        disk.delay_ms = 0;
-        vmferry_block::open(&disk, role).map(drop)
-    }
-
-    /// Waits until the disk can be had as `role`.
-    fn can_be_had(&self, role: vmferry_block::Role) -> Result<(), String> {
-        let give_up_at = Instant::now() + GUARD;
-        while let Err(error) = self.open(role) {
-            ensure(Instant::now() < give_up_at, || format!("nobody else is left: {error}"))?;
-            sleep(LOOK_EVERY);
-        }
-        Ok(())
-    }
-
-    /// The other side is gone: there can be another heir.
-    fn may_move_on(&self) -> Result<(), String> {
-        self.can_be_had(vmferry_block::Role::Heir)
-    }
-
-    /// Somebody has the disk.
-    fn is_taken(&self) -> Result<(), String> {
-        match self.open(vmferry_block::Role::Owner) {
-            Err(e) if e.why.contains("machine") => Ok(()),
-            Err(e) => Err(format!("the disk is refused for another reason: {e}")),
-            Ok(()) => Err("the disk of a living guest could be had by another".to_owned()),
-        }
-    }
-
-    /// Waits until nobody has the disk; it must hold what the log of writes says.
-    fn is_quiet(&mut self) -> Result<Tally, String> {
-        self.can_be_had(vmferry_block::Role::Owner)?;
-        self.lab.is_quiet()?;
-        let records = log::read(&self.lab.log())?;
-        check::owners(&records)?;
-        let image = std::fs::read(self.image()).map_err(|e| e.to_string())?;
-        check::image(&records, &image)
-    }
-
-    /// What the journal of a process that is gone says.
-    fn right(&mut self, role: Role) -> Result<Recovery, String> {
-        let (side, process) = match role {
-            Role::Source => (Side::Source, SOURCE),
-            Role::Destination => (Side::Destination, DESTINATION),
-        };
-        let journal = SledJournal::open(&self.dir_of(side).join("journal"));
-        let records = journal.and_then(|j| j.records());
-        let records = records.map_err(|e| format!("{side:?}: {e}"))?;
-        let over = self.lab.has_said(process, &Event::Kept(Kept::Released));
-        if over && records.iter().all(|r| r.migration() != self.migration) {
-            // It has no guest any more, and no records of it.
-            return Ok(Recovery::Drop);
-        }
-        Ok(recover(role, self.migration, &records))
     }
 }
