@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod buffers;
+pub mod nbd;
 pub mod spec;
 pub mod table;
 

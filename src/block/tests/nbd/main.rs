@@ -1,0 +1,6 @@
+//! The NBD client against scripted bytes, scripted servers, and real ones.
+
+mod rig;
+mod servers;
+
+mod nbdkit;
