@@ -22,6 +22,7 @@ fn main() {
             "-Crelocation-model=static",
             "-Cstrip=symbols",
             "-Adead_code",
+            "-Aunused_imports",
         ])
         .args([
             "-Clink-arg=-nostartfiles",

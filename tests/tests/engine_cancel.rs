@@ -35,7 +35,7 @@ async fn cancelled_when(
     };
     let under = begin(guest, &plan).await;
     let at_source: source::Canceller = under.source.canceller();
-    let at_destination: destination::Canceller = under.destination.canceller();
+    let at_destination: destination::Operator = under.destination.operator();
     let _ = cancel.set(match from {
         Way::Out => Box::new(move || at_source.cancel()),
         Way::Back => Box::new(move || at_destination.cancel()),
@@ -199,7 +199,7 @@ fn a_cancel_before_anybody_is_there() {
         let guest = Guest::small().await;
         let under = begin(&guest, &Plan::default()).await;
         under.source.canceller().cancel();
-        under.destination.canceller().cancel();
+        under.destination.operator().cancel();
         let ended = under.end().await;
         assert!(!ended.completed());
         assert_eq!(ended.why_destination(), "cancelled");

@@ -157,7 +157,7 @@ fn a_wrong_token_or_version_is_told_to_the_source() {
             _ => Step::Pass,
         });
         let under = begin(&guest, &Plan::scripted(&script)).await;
-        let canceller = under.destination.canceller();
+        let canceller = under.destination.operator();
         let mut source = under.source;
         let end = guard("the source", &mut source.ended).await.unwrap();
         let why = format!("{:?}", end.outcome);

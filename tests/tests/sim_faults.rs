@@ -1,17 +1,48 @@
 //! One thing goes wrong, at every moment at which it can.
 
+use std::time::Duration;
+
+use vmferry_block::{Extent, JobKind};
 use vmferry_protocol::destination::DestinationOutcome;
 use vmferry_protocol::message::{AbortCode, RunState};
 use vmferry_protocol::source::Outcome;
 use vmferry_tests::sim::{
-    Cut, CutKind, Direction, DiskFault, Report, Scenario, Side, Trigger, Writes, run,
+    Cut, CutKind, Direction, DiskFault, Report, Scenario, Side, SimJob, Trigger, Writes, run,
 };
+
+/// Quick and slow ones, of which two touch the same blocks.
+fn jobs() -> Vec<SimJob> {
+    let ms = Duration::from_millis;
+    let cancels = true;
+    vec![
+        SimJob::write(1, ms(1)),
+        SimJob::write(2, ms(90)),
+        SimJob {
+            extent: Extent::new(2 * 4096, 3 * 4096),
+            ..SimJob::write(2, ms(30))
+        },
+        SimJob {
+            kind: JobKind::Read,
+            ..SimJob::write(2, ms(200))
+        },
+        SimJob {
+            cancels,
+            ..SimJob::write(5, ms(5))
+        },
+        SimJob {
+            kind: JobKind::Flush,
+            extent: Extent::default(),
+            ..SimJob::write(0, ms(4))
+        },
+    ]
+}
 
 /// Few pages, so that a run has some hundred steps and each can be tried.
 fn small() -> Scenario {
     Scenario {
         touched: 300,
         writes: Writes::Uniform { rate: 10_000 },
+        jobs: jobs(),
         ..Scenario::default()
     }
 }
@@ -197,10 +228,10 @@ fn a_message_that_comes_twice_breaks_no_promise() {
 #[test]
 fn a_paused_switchover_is_given_up_at_its_deadline() {
     let mut scenario = small();
-    scenario.costs.state = std::time::Duration::from_secs(60);
+    scenario.costs.state = Duration::from_secs(60);
     let report = ok(&scenario);
     assert!(agreed(&report));
     assert_eq!(report.active, [true, false]);
     let blackout = report.blackout.expect("it was paused");
-    assert!(blackout <= scenario.pause_deadline + std::time::Duration::from_millis(1));
+    assert!(blackout <= scenario.pause_deadline + Duration::from_millis(1));
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use vmferry_tests::sim::{Cut, CutKind, PlantedBug, Scenario, Trigger, Violation, Writes, run};
+use vmferry_tests::sim::{
+    Cut, CutKind, PlantedBug, Scenario, SimJob, Trigger, Violation, Writes, run,
+};
 
 /// What the checks say of some of many runs with this bug; and nothing without it.
 fn found(bug: PlantedBug, base: &Scenario) -> Vec<Violation> {
@@ -103,4 +105,22 @@ fn a_driver_that_resumes_by_itself_after_the_handover_is_found() {
         matches!(run(&scenario), Err((Violation::TwoOwners, _)))
     });
     assert!(found);
+}
+
+/// Slow writes, one of them beside another.
+fn writes_disk() -> Scenario {
+    let slow = Duration::from_secs(3);
+    Scenario {
+        jobs: vec![SimJob::write(1, slow), SimJob::write(1, slow)],
+        ..Scenario::default()
+    }
+}
+
+#[test]
+fn a_destination_that_forgets_fences_or_lifts_them_unasked_is_found() {
+    for bug in [PlantedBug::ForgetsFences, PlantedBug::SettlesAtOnce] {
+        let found = found(bug, &writes_disk());
+        let of_storage = |v: &&Violation| matches!(v, Violation::Storage(_));
+        assert_eq!(found.iter().filter(of_storage).count(), 10, "{found:?}");
+    }
 }

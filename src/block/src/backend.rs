@@ -23,7 +23,10 @@ pub struct OpenError {
 pub struct Geometry {
     /// Its size in bytes, a multiple of 512.
     pub bytes: u64,
-    /// Best size and alignment of requests, in bytes; others are taken too.
+    /// What a write must be a multiple of, in offset and length, in bytes; at least 512. Any other
+    /// write may fail with `EINVAL`; reads of any multiple of 512 are taken. To be told to the
+    /// guest as the disk's logical block size: content that was made for another (a partition
+    /// table counts in blocks) is not understood.
     pub block_size: u32,
     /// Nothing can be written.
     pub read_only: bool,

@@ -48,6 +48,34 @@ impl DiskSource {
     }
 }
 
+/// Most bytes of a serial id: what virtio has room for.
+const MAX_SERIAL: usize = 20;
+/// Most virtqueues of a disk.
+pub const MAX_QUEUES: u16 = 8;
+
+impl DiskSpec {
+    /// Whether a disk can be so.
+    ///
+    /// # Errors
+    /// In words, what cannot.
+    pub fn check(&self) -> Result<(), String> {
+        let (serial, queues) = (&self.serial, self.queues);
+        let printable = |b: u8| b == b' ' || b.is_ascii_graphic();
+        if serial.len() > MAX_SERIAL || !serial.bytes().all(printable) {
+            return Err(format!(
+                "the serial {serial:?} is not acceptable: give at most {MAX_SERIAL} printable \
+                 ASCII characters"
+            ));
+        }
+        if !(1..=MAX_QUEUES).contains(&queues) {
+            return Err(format!(
+                "{queues} queues are not acceptable: give 1 to {MAX_QUEUES}"
+            ));
+        }
+        Ok(())
+    }
+}
+
 impl FromStr for DiskSource {
     type Err = String;
 

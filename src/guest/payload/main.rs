@@ -6,14 +6,21 @@
 #[path = "../src/abi.rs"]
 mod abi;
 mod boot;
+#[path = "../src/disk/mod.rs"]
+mod disk;
 #[path = "../src/params.rs"]
 mod params;
 #[path = "../src/pattern.rs"]
 mod pattern;
-#[path = "../src/workload.rs"]
+#[path = "../src/platform.rs"]
+mod platform;
+#[path = "../src/share.rs"]
+mod share;
+#[path = "../src/workload/mod.rs"]
 mod workload;
 
 use core::arch::asm;
+use core::fmt::{self, Write};
 
 /// Kept in MM7 and MXCSR, which compiled code never writes: FPU state that is lost is noticed.
 const MARK: u64 = 0x766d_6665_7272_7921;
@@ -33,20 +40,14 @@ fn say(text: &[u8]) {
     }
 }
 
-fn say_number(mut n: u32) {
-    let mut digits = [0; 10];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (n % 10) as u8;
-        n /= 10;
-        if n == 0 {
-            break say(&digits[at..]);
-        }
+impl Write for Ports {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        say(text.as_bytes());
+        Ok(())
     }
 }
 
-impl workload::Platform for Ports {
+impl platform::Platform for Ports {
     fn tsc(&mut self) -> u64 {
         // SAFETY: RDTSC is allowed in ring 3 (CR4.TSD is clear).
         unsafe { core::arch::x86_64::_rdtsc() }
@@ -70,11 +71,9 @@ impl workload::Platform for Ports {
             abi::VERIFY_OK => say(b"VERIFY OK\n"),
             abi::VERIFY_LEDGER => say(b"VERIFY FAIL ledger\n"),
             abi::VERIFY_REGISTERS => say(b"VERIFY FAIL registers\n"),
-            page => {
-                say(b"VERIFY FAIL page ");
-                say_number(page - 1);
-                say(b"\n");
-            }
+            abi::VERIFY_DISK => say(b"VERIFY FAIL disk\n"),
+            // Never fails.
+            page => drop(writeln!(self, "VERIFY FAIL page {}", page - 1)),
         }
         out(abi::PORT_VERIFIED, result);
     }
@@ -86,6 +85,23 @@ impl workload::Platform for Ports {
         // SAFETY: stores four bytes into `mxcsr`.
         unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut mxcsr, options(nostack)) }
         mark == MARK && mxcsr & !0x3f == MXCSR
+    }
+    fn mmio_read32(&mut self, addr: u64) -> u32 {
+        // SAFETY: identity mapped; no RAM is there, so the VMM answers.
+        unsafe { core::ptr::with_exposed_provenance::<u32>(addr as usize).read_volatile() }
+    }
+    fn mmio_write32(&mut self, addr: u64, value: u32) {
+        // SAFETY: as `mmio_read32`.
+        unsafe {
+            core::ptr::with_exposed_provenance_mut::<u32>(addr as usize).write_volatile(value);
+        }
+    }
+    fn disk_beat(&mut self, completed: u64) {
+        out(abi::PORT_DISK, completed as u32);
+    }
+    fn disk_failed(&mut self, failure: &disk::Failure) {
+        // Never fails.
+        drop(writeln!(self, "{failure}"));
     }
 }
 
@@ -141,7 +157,7 @@ extern "C" fn guest_main(info: *const u8, vcpu: u32) -> ! {
     if u64::from(vcpu) >= params.vcpus
         || !unsafe { fits(info, params.arena_pages() * params::PAGE) }
     {
-        say(b"workload: this does not fit: less fill-mib=, or more RAM (or more vcpus=)\n");
+        say(b"workload: this does not fit: less fill-mib= or disk-mib=, or more RAM (or more vcpus=)\n");
         loop {
             out(abi::PORT_SLEEP, abi::MAX_SLEEP_US);
         }

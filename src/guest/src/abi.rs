@@ -13,13 +13,19 @@ pub const PORT_SLEEP: u16 = 0x518;
 pub const PORT_VERIFIED: u16 = 0x51c;
 /// OUT: this vCPU has filled its share of RAM and begins to work.
 pub const PORT_READY: u16 = 0x520;
+/// OUT: heartbeat of disk IO; the low 32 bits of the number of disk requests completed.
+pub const PORT_DISK: u16 = 0x524;
 /// OUT, 8 bits: text for people.
 pub const PORT_DEBUG: u16 = 0xe9;
 
 /// Nothing to do.
 pub const COMMAND_NONE: u32 = 0;
-/// Verify all RAM, then go on.
+/// Verify all RAM, and all blocks of the disk that no request is in flight for, then go on. Does
+/// not wait for requests that do not come back.
 pub const COMMAND_VERIFY: u32 = 1;
+/// Let every disk request in flight come back, however long that takes; then verify all blocks of
+/// the disk, and all RAM.
+pub const COMMAND_VERIFY_SETTLED: u32 = 2;
 
 /// All is as it must be.
 pub const VERIFY_OK: u32 = 0;
@@ -27,6 +33,9 @@ pub const VERIFY_OK: u32 = 0;
 pub const VERIFY_LEDGER: u32 = u32::MAX;
 /// Registers that nobody writes have changed.
 pub const VERIFY_REGISTERS: u32 = u32::MAX - 1;
+/// The disk does not hold what was acknowledged, or does not do as a disk must: the debug port has
+/// the details. Once so, every verify says it.
+pub const VERIFY_DISK: u32 = u32::MAX - 2;
 
 /// Longest sleep by [`PORT_SLEEP`], in microseconds.
 pub const MAX_SLEEP_US: u32 = 10_000;

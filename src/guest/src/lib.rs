@@ -4,8 +4,11 @@
 //! by the build script into a freestanding ELF ([`PAYLOAD`]) that boots by PVH and runs in ring 3.
 
 pub mod abi;
+pub mod disk;
 pub mod params;
 pub mod pattern;
+pub mod platform;
+pub mod share;
 pub mod workload;
 
 /// The payload: a static ELF with the PVH entry note. Every vCPU enters at the PVH entry, its

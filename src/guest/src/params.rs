@@ -1,7 +1,12 @@
 //! What a workload is told on its command line: `workload=dense ws-mib=64 rate=0 …`.
 
+use crate::disk::Layout;
+
 /// Bytes in a page.
 pub const PAGE: u64 = 4096;
+
+/// Most disk requests in flight per vCPU.
+pub const MAX_DEPTH: u64 = 64;
 
 /// What a vCPU does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +49,18 @@ pub struct Params {
     pub tsc_khz: u64,
     /// vCPUs.
     pub vcpus: u64,
+    /// Disk requests in flight per vCPU, 0 to [`MAX_DEPTH`]; 0: the disk is not used.
+    pub disk_depth: u64,
+    /// Blocks of a [`PAGE`] at the disk's beginning that the vCPUs share out.
+    pub disk_blocks: u64,
+    /// Share of writes among reads and writes, in per cent.
+    pub disk_write: u64,
+    /// A flush after so many writes; 0: never.
+    pub disk_flush: u64,
+    /// Disk requests per second and vCPU; 0 is no limit.
+    pub disk_rate: u64,
+    /// Share of requests for blocks that have a write in flight, in per cent.
+    pub disk_overlap: u64,
 }
 
 impl Default for Params {
@@ -60,6 +77,12 @@ impl Default for Params {
             stride: 1,
             tsc_khz: 1_000_000,
             vcpus: 1,
+            disk_depth: 0,
+            disk_blocks: 16 * 256,
+            disk_write: 50,
+            disk_flush: 64,
+            disk_rate: 0,
+            disk_overlap: 0,
         }
     }
 }
@@ -92,6 +115,12 @@ impl Params {
                 b"stride" => p.stride = n.max(1),
                 b"tsc-khz" => p.tsc_khz = n.max(1000),
                 b"vcpus" => p.vcpus = n.clamp(1, u64::from(crate::abi::MAX_VCPUS)),
+                b"disk-depth" => p.disk_depth = n.min(MAX_DEPTH),
+                b"disk-mib" => p.disk_blocks = n.saturating_mul(256).clamp(256, 1 << 28),
+                b"disk-write" => p.disk_write = n.min(100),
+                b"disk-flush" => p.disk_flush = n,
+                b"disk-rate" => p.disk_rate = n,
+                b"disk-overlap" => p.disk_overlap = n.min(100),
                 b"fill" => {
                     let mut shares = value.split(|&b| b == b':').map(number);
                     p.zero = shares.next().unwrap_or(0).min(100);
@@ -113,11 +142,19 @@ impl Params {
         self.data_offset() / PAGE + self.fill_pages
     }
 
-    /// Where the filled pages begin in the arena, in bytes: after the states and the ledger, at
-    /// the next huge page.
+    /// Where the disk driver's memory begins in the arena, in bytes: after the states and the
+    /// ledger of RAM, at the next page.
+    #[must_use]
+    pub fn disk_offset(&self) -> u64 {
+        (PAGE + self.ws_pages * 4).next_multiple_of(PAGE)
+    }
+
+    /// Where the filled pages begin in the arena, in bytes: after the states, the ledger and the
+    /// disk driver's memory, at the next huge page.
     #[must_use]
     pub fn data_offset(&self) -> u64 {
-        (PAGE + self.ws_pages * 4).next_multiple_of(2 << 20)
+        let disk = Layout::of(self).map_or(0, |layout| layout.bytes());
+        (self.disk_offset() + disk).next_multiple_of(2 << 20)
     }
 }
 

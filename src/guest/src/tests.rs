@@ -1,9 +1,11 @@
 //! The workload on plain memory: what it fills and touches verifies, and nothing else does.
 
 use crate::abi;
+use crate::disk::Failure;
 use crate::params::Params;
 use crate::pattern::{Pattern, WORDS, mix};
-use crate::workload::{Platform, Worker};
+use crate::platform::Platform;
+use crate::workload::Worker;
 
 #[derive(Default)]
 struct Fake {
@@ -12,6 +14,7 @@ struct Fake {
     command: u32,
     result: Option<u32>,
     ready: bool,
+    said: String,
 }
 
 impl Platform for Fake {
@@ -36,6 +39,16 @@ impl Platform for Fake {
     }
     fn registers_intact(&mut self) -> bool {
         true
+    }
+    fn mmio_read32(&mut self, _: u64) -> u32 {
+        u32::MAX
+    }
+    fn mmio_write32(&mut self, _: u64, _: u32) {}
+    fn disk_beat(&mut self, _: u64) {
+        panic!("there is no disk");
+    }
+    fn disk_failed(&mut self, failure: &Failure) {
+        self.said.push_str(&failure.to_string());
     }
 }
 

@@ -1,4 +1,4 @@
-//! The durable journal of ownership records.
+//! The durable journal of ownership records, and of the storage jobs that go with a guest.
 //!
 //! [`Journal::append`] returns when the record is on disk: the protocol's `Persist` is stored by
 //! it. [`SledJournal`] is the real one, [`MemoryJournal`] its twin for tests. What the records
@@ -46,11 +46,11 @@ pub enum JournalError {
 
 /// A journal. Shared by threads; calls block for as long as the disk takes.
 pub trait Journal: Send + Sync {
-    /// Adds a record; on `Ok` it is on disk.
+    /// Adds records, in this order, all or none; on `Ok` they are on disk.
     ///
     /// # Errors
-    /// [`JournalError::Write`]: the record may or may not be there after a crash.
-    fn append(&self, record: &Record) -> Result<(), JournalError>;
+    /// [`JournalError::Write`]: the records may or may not be there after a crash.
+    fn append(&self, records: &[Record]) -> Result<(), JournalError>;
 
     /// Every record, oldest first.
     ///

@@ -31,12 +31,12 @@ impl MemoryJournal {
 }
 
 impl Journal for MemoryJournal {
-    fn append(&self, record: &Record) -> Result<(), JournalError> {
+    fn append(&self, records: &[Record]) -> Result<(), JournalError> {
         let mut inner = self.inner();
         if inner.failing {
             return Err(JournalError::Write("the disk is full".to_owned()));
         }
-        inner.records.push(*record);
+        inner.records.extend(records);
         Ok(())
     }
 

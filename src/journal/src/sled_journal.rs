@@ -136,13 +136,18 @@ fn explain(error: &sled::Error) -> String {
 }
 
 impl Journal for SledJournal {
-    fn append(&self, record: &Record) -> Result<(), JournalError> {
-        let bytes = entry::encode(record).map_err(|e| JournalError::Write(e.to_string()))?;
+    fn append(&self, records: &[Record]) -> Result<(), JournalError> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut batch, mut number) = (sled::Batch::default(), *next);
+        for record in records {
+            let bytes = entry::encode(record).map_err(|e| JournalError::Write(e.to_string()))?;
+            batch.insert(&number.to_be_bytes(), bytes);
+            number += 1;
+        }
         self.tree
-            .insert(next.to_be_bytes(), bytes)
+            .apply_batch(batch)
             .map_err(|e| JournalError::Write(explain(&e)))?;
-        *next += 1;
+        *next = number;
         self.flush()
     }
 

@@ -16,13 +16,13 @@ fn contract(journal: &dyn Journal) {
         Record::Relinquished(B),
         Record::Owner(A),
     ];
-    for record in &all {
-        journal.append(record).unwrap();
-    }
+    journal.append(&all[..1]).unwrap();
+    journal.append(&all[1..]).unwrap();
+    journal.append(&[]).unwrap();
     assert_eq!(journal.records().unwrap(), all);
     journal.forget(A).unwrap();
     assert_eq!(journal.records().unwrap(), [Record::Relinquished(B)]);
-    journal.append(&Record::Released(B)).unwrap();
+    journal.append(&[Record::Released(B)]).unwrap();
     let left = [Record::Relinquished(B), Record::Released(B)];
     assert_eq!(journal.records().unwrap(), left);
 }
@@ -40,7 +40,7 @@ fn records_are_there_in_another_life() {
     for n in 0..5 {
         let journal = SledJournal::open(dir.path()).unwrap();
         assert_eq!(journal.records().unwrap().len(), n);
-        journal.append(&Record::Prepared(A)).unwrap();
+        journal.append(&[Record::Prepared(A)]).unwrap();
     }
 }
 
@@ -60,7 +60,7 @@ fn a_second_opener_is_told_why_not() {
 fn a_failing_twin_says_so() {
     let journal = MemoryJournal::default();
     journal.set_failing(true);
-    assert!(journal.append(&Record::Prepared(A)).is_err());
+    assert!(journal.append(&[Record::Prepared(A)]).is_err());
     assert_eq!(journal.records().unwrap(), []);
 }
 
@@ -74,7 +74,9 @@ fn writer_to_be_killed() {
     for n in 0..=u64::MAX {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&n.to_le_bytes());
-        journal.append(&Record::Prepared(MigrationId(id))).unwrap();
+        journal
+            .append(&[Record::Prepared(MigrationId(id))])
+            .unwrap();
         // The record is on disk: say so.
         println!("flushed {n}");
     }

@@ -42,13 +42,13 @@ pub(crate) fn find(ram: &GuestRam, params: &Params) -> Result<usize, MachineErro
         MachineError::Config(if needed > MMIO_HOLE_START {
             format!(
                 "the workload needs {needed_mib} MiB of RAM below the device hole, where there \
-                 are {} MiB at most: lower fill-mib= or ws-mib=",
+                 are {} MiB at most: lower fill-mib=, ws-mib= or disk-mib=",
                 MMIO_HOLE_START >> 20
             )
         } else {
             format!(
                 "the workload needs {needed_mib} MiB of RAM: give the machine that much, or lower \
-                 fill-mib= or ws-mib="
+                 fill-mib=, ws-mib= or disk-mib="
             )
         })
     })

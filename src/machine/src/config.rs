@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use vmferry_block::DiskSpec;
 
 /// Most vCPUs of a machine.
 pub const MAX_VCPUS: u32 = 8;
@@ -110,6 +111,9 @@ pub struct MachineConfig {
     /// settled when a machine is made, here as at the destination of a migration.
     #[serde(default)]
     pub dirty_rings: bool,
+    /// Its disks, at most [`crate::MAX_DISKS`], in the order in which the guest sees them.
+    #[serde(default)]
+    pub disks: Vec<DiskSpec>,
 }
 
 #[cfg(test)]

@@ -18,10 +18,15 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
+use vmferry_block::OpenError;
 use vmferry_memory::{GuestRam, MemoryError};
 use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
 
 pub use config::{Boot, Console, MachineConfig, MachineKind};
+pub use vmferry_block::{DiskSource, DiskSpec};
+pub use devices::virtio::{
+    DiskStats, Disks, HeldIo, IoEvent, IoSink, MAX_DISKS, MAX_QUEUES, OpenDisk, Role,
+};
 pub use workload::{Beat, Recorder};
 
 /// Where a machine is in its life.
@@ -115,6 +120,9 @@ pub enum MachineError {
         #[source]
         source: std::io::Error,
     },
+    /// A disk could not be opened.
+    #[error(transparent)]
+    Disk(#[from] OpenError),
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -146,6 +154,9 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// Names of the processor features that the guest sees, sorted.
     fn cpu_features(&self) -> Vec<String>;
 
+    /// Its disks.
+    fn disks(&self) -> &Arc<Disks>;
+
     /// A tracker of its RAM.
     ///
     /// # Errors
@@ -161,7 +172,8 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// [`MachineError`]; the machine is then to be dropped.
     fn boot(&self) -> Result<(), MachineError>;
 
-    /// Lets the vCPUs run. Paused → Running; nothing where it runs already.
+    /// Lets the vCPUs run, after its disks are [released](Disks::release). Paused → Running;
+    /// nothing where it runs already.
     ///
     /// # Errors
     /// [`MachineError::Order`] where there is nothing to run.
@@ -174,8 +186,8 @@ pub trait Machine: Send + Sync + fmt::Debug {
     /// [`MachineError::Order`] where it crashed or stopped meanwhile.
     fn pause(&self) -> Result<(), MachineError>;
 
-    /// vCPU and device state of a paused machine. May write to guest RAM. Changes nothing else:
-    /// the machine can be resumed.
+    /// vCPU and device state of a paused machine, whose disks are [held](Disks::hold). May write
+    /// to guest RAM. Changes nothing else: the machine can be resumed.
     ///
     /// # Errors
     /// [`MachineError`]; the machine can be resumed all the same.
@@ -191,18 +203,39 @@ pub trait Machine: Send + Sync + fmt::Debug {
     fn workload(&self) -> Option<&Arc<Recorder>>;
 
     /// Ends the vCPU threads and returns when they are gone. Any state → Stopped, unless crashed.
-    /// Dropping the machine does it too.
+    /// Dropping the machine does it too. A disk whose storage is still at work stays open until
+    /// that is done, without anybody waiting for it.
     fn stop(&self);
 }
 
 /// Makes a machine with nothing to run in it. Its vCPU threads are there already, and stand.
 ///
+/// Its disks are opened as an owner's, where it is to be booted, or as an heir's, where it is to be
+/// restored from another host.
+///
 /// # Errors
 /// [`MachineError`]: what is wrong with `config`, or what this host cannot do.
-pub fn create(config: &MachineConfig, events: EventSink) -> Result<Arc<dyn Machine>, MachineError> {
+pub fn create(
+    config: &MachineConfig,
+    events: EventSink,
+    role: Role,
+) -> Result<Arc<dyn Machine>, MachineError> {
+    create_with(config, events, role, &(Arc::new(vmferry_block::open) as OpenDisk))
+}
+
+/// As [`create`], with disks that `opener` opens.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_with(
+    config: &MachineConfig,
+    events: EventSink,
+    role: Role,
+    opener: &OpenDisk,
+) -> Result<Arc<dyn Machine>, MachineError> {
     match config.kind {
-        MachineKind::Kvm => kvm::KvmMachine::create(config, events),
-        MachineKind::Process => process::ProcessMachine::create(config, events),
+        MachineKind::Kvm => kvm::KvmMachine::create(config, events, role, opener),
+        MachineKind::Process => process::ProcessMachine::create(config, events, role, opener),
     }
 }
 

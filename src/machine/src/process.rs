@@ -7,6 +7,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -14,12 +15,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vmferry_guest::abi;
+use vmferry_guest::disk::Failure;
 use vmferry_guest::params::{Kind, Params};
-use vmferry_guest::workload::{Platform, Worker};
+use vmferry_guest::platform::Platform;
+use vmferry_guest::workload::Worker;
 use vmferry_memory::GuestRam;
 use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
 
 use crate::config::{Boot, MachineConfig, MachineKind};
+use crate::devices::Output;
+use crate::devices::virtio::{Disks, OpenDisk, Role, SavedDisk};
 use crate::gate::{Gate, Seat, Wanted, precise_sleep};
 use crate::workload::{Recorder, RecorderState, monotonic_ns};
 use crate::{EventSink, Machine, MachineError, MachineEvent, MachineState, arena, lock};
@@ -32,9 +37,10 @@ const STACK_BYTES: usize = 256 << 10;
 /// does not come.
 const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Version of the saved state.
-const STATE_VERSION: u32 = 2;
-/// Longest saved state, in bytes: many times what [`MAX_VCPUS`] need.
-const MAX_STATE_BYTES: usize = 4096;
+const STATE_VERSION: u32 = 3;
+/// Longest saved state, in bytes: many times what vCPUs and disks with all that they have in
+/// flight need.
+const MAX_STATE_BYTES: usize = 8 << 20;
 
 /// Comes first in the saved state, in every version of it.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +54,7 @@ struct Header {
 struct Saved {
     shape: Shape,
     recorder: RecorderState,
+    disks: Vec<SavedDisk>,
 }
 
 /// What must be the same at both ends for the workload to go on.
@@ -64,6 +71,18 @@ struct Shape {
     seed: u64,
     stride: u64,
     vcpus: u64,
+    disk: DiskShape,
+}
+
+/// The part of a [`Shape`] that is about the disk.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct DiskShape {
+    depth: u64,
+    blocks: u64,
+    write: u64,
+    flush: u64,
+    rate: u64,
+    overlap: u64,
 }
 
 impl Shape {
@@ -86,6 +105,14 @@ impl Shape {
             seed: params.seed,
             stride: params.stride,
             vcpus: params.vcpus,
+            disk: DiskShape {
+                depth: params.disk_depth,
+                blocks: params.disk_blocks,
+                write: params.disk_write,
+                flush: params.disk_flush,
+                rate: params.disk_rate,
+                overlap: params.disk_overlap,
+            },
         }
     }
 }
@@ -94,8 +121,10 @@ impl Shape {
 struct Shared {
     ram: Arc<GuestRam>,
     recorder: Arc<Recorder>,
+    disks: Arc<Disks>,
     events: EventSink,
     gate: Arc<Gate>,
+    debug: Mutex<Output>,
     /// Held for moments only, as threads that crash need it; where both are needed, it is taken
     /// before the gate's.
     state: Mutex<MachineState>,
@@ -143,10 +172,12 @@ impl ProcessMachine {
     ///
     /// # Errors
     /// [`MachineError::Config`] for what this machine cannot be, [`MachineError::Memory`],
-    /// [`MachineError::Threads`].
+    /// [`MachineError::Disk`], [`MachineError::Threads`].
     pub(crate) fn create(
         config: &MachineConfig,
         events: EventSink,
+        role: Role,
+        opener: &OpenDisk,
     ) -> Result<Arc<dyn Machine>, MachineError> {
         let params = params_of(config)?;
         let ram = Arc::new(GuestRam::new(config.ram_bytes)?);
@@ -156,9 +187,11 @@ impl ProcessMachine {
             params,
             shared: Arc::new(Shared {
                 recorder: Arc::new(Recorder::new(config.vcpus)),
+                disks: Disks::open(config, &ram, role, opener)?,
                 ram,
                 events,
                 gate: Gate::new(),
+                debug: Mutex::new(Output::open("the debug console", &config.debugcon)?),
                 state: Mutex::new(MachineState::Created),
             }),
             threads: Mutex::new(Vec::new()),
@@ -187,7 +220,7 @@ impl ProcessMachine {
         Ok(())
     }
 
-    fn decode(&self, blob: &[u8]) -> Result<RecorderState, MachineError> {
+    fn decode(&self, blob: &[u8]) -> Result<Saved, MachineError> {
         let refuse = |why: &str| MachineError::State(why.to_owned());
         if blob.len() > MAX_STATE_BYTES {
             return Err(refuse("it is too long for a process machine's"));
@@ -213,7 +246,7 @@ impl ProcessMachine {
                 "it is of a machine with other RAM, vCPUs or workload parameters",
             ));
         }
-        Ok(saved.recorder)
+        Ok(saved)
     }
 }
 
@@ -224,6 +257,10 @@ impl Machine for ProcessMachine {
 
     fn ram(&self) -> &Arc<GuestRam> {
         &self.shared.ram
+    }
+
+    fn disks(&self) -> &Arc<Disks> {
+        &self.shared.disks
     }
 
     /// None: the threads use the processor as it is, and nothing of that travels.
@@ -249,6 +286,7 @@ impl Machine for ProcessMachine {
         let mut state = self.shared.state();
         match *state {
             MachineState::Paused => {
+                self.shared.disks.release();
                 *state = MachineState::Running;
                 self.shared.gate.set(Wanted::Run);
                 Ok(())
@@ -300,6 +338,7 @@ impl Machine for ProcessMachine {
         let saved = Saved {
             shape: Shape::of(&self.config, &self.params),
             recorder: self.shared.recorder.save(),
+            disks: self.shared.disks.save().map_err(MachineError::State)?,
         };
         postcard::to_stdvec(&(header, saved))
             .map_err(|e| MachineError::State(format!("it cannot be written: {e}")))
@@ -307,10 +346,11 @@ impl Machine for ProcessMachine {
 
     /// As the trait says. RAM is not looked at: the workers take whatever is in it when they run.
     fn restore(&self, blob: &[u8]) -> Result<(), MachineError> {
-        let recorder = self.decode(blob)?;
+        let saved = self.decode(blob)?;
         self.begin("restoring", || {
-            let set = self.shared.recorder.restore(&recorder);
-            set.map_err(MachineError::State)
+            let set = self.shared.recorder.restore(&saved.recorder);
+            set.and_then(|()| self.shared.disks.restore(&saved.disks))
+                .map_err(MachineError::State)
         })
     }
 
@@ -331,6 +371,8 @@ impl Machine for ProcessMachine {
             // A panic of the worker has been told as a crash; one outside it has nothing to add.
             let _ = thread.join();
         }
+        self.shared.disks.retire();
+        *lock(&self.shared.debug) = Output::None;
     }
 }
 
@@ -380,6 +422,26 @@ impl Platform for Vcpu {
 
     fn registers_intact(&mut self) -> bool {
         true
+    }
+
+    fn mmio_read32(&mut self, addr: u64) -> u32 {
+        let mut value = [0; 4];
+        self.shared.disks.mmio_read(addr, &mut value);
+        u32::from_le_bytes(value)
+    }
+
+    fn mmio_write32(&mut self, addr: u64, value: u32) {
+        self.shared.disks.mmio_write(addr, &value.to_le_bytes());
+    }
+
+    fn disk_beat(&mut self, completed: u64) {
+        self.shared.recorder.disk_beat(self.index, completed as u32);
+    }
+
+    fn disk_failed(&mut self, failure: &Failure) {
+        // In one piece, as other vCPUs may have something to say, too. Never fails.
+        let line = format!("{failure}\n");
+        let _ = lock(&self.shared.debug).write(line.as_bytes());
     }
 }
 

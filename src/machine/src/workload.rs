@@ -33,11 +33,41 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// Heartbeats of one sort.
 #[derive(Debug, Default)]
-struct Vcpu {
-    beats: Mutex<VecDeque<Beat>>,
+struct Beats {
+    kept: Mutex<VecDeque<Beat>>,
     /// Work so far, beyond the 32 bits that a heartbeat carries.
     work: Mutex<u64>,
+}
+
+impl Beats {
+    fn add(&self, low: u32) {
+        let work = {
+            let mut work = lock(&self.work);
+            // The guest says what it likes: no number of its may be too much.
+            *work = work.wrapping_add(u64::from(low.wrapping_sub(*work as u32)));
+            *work
+        };
+        let mut kept = lock(&self.kept);
+        if kept.len() == KEPT {
+            kept.pop_front();
+        }
+        kept.push_back(Beat {
+            time_ns: monotonic_ns(),
+            work,
+        });
+    }
+
+    fn all(&self) -> Vec<Beat> {
+        lock(&self.kept).iter().copied().collect()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Vcpu {
+    beats: Beats,
+    disk: Beats,
     command: AtomicU32,
 }
 
@@ -54,6 +84,8 @@ pub struct Recorder {
 pub struct RecorderState {
     /// Work of each vCPU.
     pub work: Vec<u64>,
+    /// Disk requests completed by each vCPU.
+    pub disk: Vec<u64>,
     /// Command that each vCPU has yet to take.
     pub commands: Vec<u32>,
     /// vCPUs that have yet to say that they are ready.
@@ -72,23 +104,16 @@ impl Recorder {
 
     /// A heartbeat of `vcpu` with the low 32 bits of its work.
     pub fn beat(&self, vcpu: u32, low: u32) {
-        let Some(v) = self.vcpus.get(vcpu as usize) else {
-            return;
-        };
-        let work = {
-            let mut work = lock(&v.work);
-            // The guest says what it likes: no number of its may be too much.
-            *work = work.wrapping_add(u64::from(low.wrapping_sub(*work as u32)));
-            *work
-        };
-        let mut beats = lock(&v.beats);
-        if beats.len() == KEPT {
-            beats.pop_front();
+        if let Some(v) = self.vcpus.get(vcpu as usize) {
+            v.beats.add(low);
         }
-        beats.push_back(Beat {
-            time_ns: monotonic_ns(),
-            work,
-        });
+    }
+
+    /// A heartbeat of the disk IO of `vcpu` with the low 32 bits of its requests completed.
+    pub fn disk_beat(&self, vcpu: u32, low: u32) {
+        if let Some(v) = self.vcpus.get(vcpu as usize) {
+            v.disk.add(low);
+        }
     }
 
     /// A vCPU is ready; true when it was the last.
@@ -114,27 +139,42 @@ impl Recorder {
             })
     }
 
-    /// Has every vCPU verify its share of RAM.
+    /// Has every vCPU verify its share of RAM, and of the disk what no request is in flight for.
     pub fn verify(&self) {
+        self.command(abi::COMMAND_VERIFY);
+    }
+
+    /// Has every vCPU wait for all its disk requests, however long, and verify its share of RAM
+    /// and of the disk.
+    pub fn verify_settled(&self) {
+        self.command(abi::COMMAND_VERIFY_SETTLED);
+    }
+
+    fn command(&self, command: u32) {
         for v in &self.vcpus {
-            v.command.store(abi::COMMAND_VERIFY, Ordering::Release);
+            v.command.store(command, Ordering::Release);
         }
     }
 
     /// The heartbeats kept, by vCPU, in order of time.
     #[must_use]
     pub fn beats(&self) -> Vec<Vec<Beat>> {
-        self.vcpus
-            .iter()
-            .map(|v| lock(&v.beats).iter().copied().collect())
-            .collect()
+        self.vcpus.iter().map(|v| v.beats.all()).collect()
+    }
+
+    /// The heartbeats of disk IO kept, by vCPU, in order of time; their work is requests
+    /// completed.
+    #[must_use]
+    pub fn disk_beats(&self) -> Vec<Vec<Beat>> {
+        self.vcpus.iter().map(|v| v.disk.all()).collect()
     }
 
     /// What travels with the machine. Taken while the vCPUs stand still.
     #[must_use]
     pub fn save(&self) -> RecorderState {
         RecorderState {
-            work: self.vcpus.iter().map(|v| *lock(&v.work)).collect(),
+            work: self.vcpus.iter().map(|v| *lock(&v.beats.work)).collect(),
+            disk: self.vcpus.iter().map(|v| *lock(&v.disk.work)).collect(),
             commands: self
                 .vcpus
                 .iter()
@@ -150,16 +190,14 @@ impl Recorder {
     /// In words, where it does not fit the number of vCPUs.
     pub fn restore(&self, state: &RecorderState) -> Result<(), String> {
         let n = self.vcpus.len();
-        if state.work.len() != n || state.commands.len() != n || state.unready as usize > n {
+        let lengths = [state.work.len(), state.disk.len(), state.commands.len()];
+        if lengths != [n; 3] || state.unready as usize > n {
             return Err("the workload's records do not fit the number of vCPUs".to_owned());
         }
-        for (v, (&work, &command)) in self
-            .vcpus
-            .iter()
-            .zip(state.work.iter().zip(&state.commands))
-        {
-            *lock(&v.work) = work;
-            v.command.store(command, Ordering::Release);
+        for (i, v) in self.vcpus.iter().enumerate() {
+            *lock(&v.beats.work) = state.work[i];
+            *lock(&v.disk.work) = state.disk[i];
+            v.command.store(state.commands[i], Ordering::Release);
         }
         self.unready.store(state.unready, Ordering::Release);
         Ok(())
@@ -176,12 +214,15 @@ mod tests {
         for low in [0xffff_fff0, 0x10, 0x20] {
             recorder.beat(0, low);
         }
+        recorder.disk_beat(0, 7);
         let work: Vec<u64> = recorder.beats()[0].iter().map(|b| b.work).collect();
         assert_eq!(work, [0xffff_fff0, 0x1_0000_0010, 0x1_0000_0020]);
         let other = Recorder::new(1);
         other.restore(&recorder.save()).unwrap();
         other.beat(0, 0x30);
         assert_eq!(other.beats()[0][0].work, 0x1_0000_0030);
+        other.disk_beat(0, 9);
+        assert_eq!(other.disk_beats()[0][0].work, 9);
         assert!(Recorder::new(2).restore(&recorder.save()).is_err());
     }
 
@@ -191,6 +232,8 @@ mod tests {
         recorder.verify();
         assert_eq!(recorder.take_command(1), abi::COMMAND_VERIFY);
         assert_eq!(recorder.take_command(1), abi::COMMAND_NONE);
+        recorder.verify_settled();
+        assert_eq!(recorder.take_command(0), abi::COMMAND_VERIFY_SETTLED);
         assert!(!recorder.ready() && !recorder.is_ready());
         assert!(recorder.ready() && recorder.is_ready());
         assert!(!recorder.ready());

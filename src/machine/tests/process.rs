@@ -11,7 +11,7 @@ use std::time::Duration;
 use vmferry_guest::abi;
 use vmferry_machine::{
     Boot, Console, EventSink, Machine, MachineConfig, MachineError, MachineEvent, MachineKind,
-    MachineState, create,
+    MachineState, Role, create,
 };
 use vmferry_protocol::PageRange;
 use vmferry_tracker::{TrackerError, TrackerKind};
@@ -37,6 +37,7 @@ fn config(cmdline: &str, vcpus: u32) -> MachineConfig {
         serial: Console::None,
         debugcon: Console::None,
         dirty_rings: false,
+        disks: Vec::new(),
     }
 }
 
@@ -49,7 +50,7 @@ impl Rig {
     fn new(config: &MachineConfig) -> Self {
         let (sender, events) = channel();
         let sink: EventSink = Arc::new(move |event| drop(sender.send(event)));
-        let machine = create(config, sink).unwrap();
+        let machine = create(config, sink, Role::Owner).unwrap();
         assert_eq!(machine.state(), MachineState::Created);
         Self { machine, events }
     }
@@ -377,7 +378,7 @@ fn a_thread_that_panics_is_a_crash() {
         sender.send(event).unwrap();
         assert!(!fatal, "the sink's fault");
     });
-    let machine = create(&config("workload=dense", 4), sink).unwrap();
+    let machine = create(&config("workload=dense", 4), sink, Role::Owner).unwrap();
     machine.boot().unwrap();
     machine.resume().unwrap();
     let next = || events.recv_timeout(LONG).unwrap();
@@ -431,7 +432,7 @@ fn configurations_that_cannot_be_say_what_to_do() {
     let _alone = alone();
     let refused = |config: &MachineConfig, hint: &str| {
         let sink: EventSink = Arc::new(|_| ());
-        match create(config, sink) {
+        match create(config, sink, Role::Owner) {
             Err(MachineError::Config(text)) => {
                 assert!(text.contains(hint) && !text.contains('\n'), "{text}");
             }
@@ -460,7 +461,7 @@ fn configurations_that_cannot_be_say_what_to_do() {
         ..config("", 1)
     };
     assert!(matches!(
-        create(&odd, Arc::new(|_| ())),
+        create(&odd, Arc::new(|_| ()), Role::Owner),
         Err(MachineError::Memory(_))
     ));
     // What is the machine's to say cannot be said on the command line.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ChunkId, MigrationId, Token};
 use crate::pages::RamLayout;
+use crate::storage::{JobKey, Settlement};
 use crate::version::{Agreed, Speaks};
 
 pub use crate::version::VERSION;
@@ -98,6 +99,17 @@ pub enum Message {
     Commit,
     /// Destination: `owner` is on disk and the guest runs (or stays paused, as it was).
     Resumed(Resumed),
+    /// Source, after `AllSent`: these unsettled storage jobs will not change a disk any more. Said
+    /// again after a reconnect, until the destination has it on disk.
+    Settled {
+        /// In any order.
+        settlements: Vec<Settlement>,
+    },
+    /// Destination: what was said of these jobs is on disk.
+    SettledAck {
+        /// In any order.
+        jobs: Vec<JobKey>,
+    },
     /// Forgotten here; the connection may go. The source says it after `Resumed`, the destination
     /// when it has discarded the machine, so that the source knows that nothing is left there.
     Bye,
@@ -148,6 +160,8 @@ impl Message {
             Self::Prepared(_) => "Prepared",
             Self::Commit => "Commit",
             Self::Resumed(_) => "Resumed",
+            Self::Settled { .. } => "Settled",
+            Self::SettledAck { .. } => "SettledAck",
             Self::Bye => "Bye",
             Self::Abort { .. } => "Abort",
             Self::CancelRequest => "CancelRequest",

@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::MigrationId;
+use crate::storage::{Fate, JobKey, JobRecord, Settlement};
 
 /// One step of a migration, as kept on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,6 +23,13 @@ pub enum Record {
     Released(MigrationId),
     /// Destination: discarded; it never became owner.
     Discarded(MigrationId),
+    /// A storage job that goes with the guest; at the source only where it is unsettled. Written
+    /// together with the record that it is a part of, before it.
+    Handed(MigrationId, JobRecord),
+    /// An unsettled storage job will not change the disk any more.
+    Settled(MigrationId, Settlement),
+    /// Destination: the guest has been told how a storage job ended.
+    Completed(MigrationId, JobKey),
 }
 
 impl Record {
@@ -33,45 +41,79 @@ impl Record {
             | Self::Relinquished(m)
             | Self::Owner(m)
             | Self::Released(m)
-            | Self::Discarded(m) => *m,
+            | Self::Discarded(m)
+            | Self::Handed(m, _)
+            | Self::Settled(m, _)
+            | Self::Completed(m, _) => *m,
         }
     }
 }
 
-/// A record that must be on disk before the core goes on. The only way to tell the core so is a
-/// [`Stored`], and the only way to a `Stored` is a store function that has succeeded.
+/// Records that must be on disk, all of them or none, before the core goes on. The only way to
+/// tell the core so is a [`Stored`], and the only way to a `Stored` is a store function that has
+/// succeeded.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Persist(Record);
+pub struct Persist(Vec<Record>);
 
-/// Proof that a record is on disk.
+/// Proof that records are on disk.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Stored(Record);
+pub struct Stored(Vec<Record>);
 
 impl Persist {
-    pub(crate) const fn new(record: Record) -> Self {
-        Self(record)
+    pub(crate) fn new(record: Record) -> Self {
+        Self(vec![record])
     }
 
-    /// What is to be stored.
+    /// The last of `records` is the one that counts.
+    pub(crate) fn all(records: Vec<Record>) -> Self {
+        Self(records)
+    }
+
+    /// What is to be stored, in this order.
     #[must_use]
-    pub const fn record(&self) -> &Record {
+    pub fn records(&self) -> &[Record] {
         &self.0
     }
 
-    /// Stores the record by `store`, which returns only when it is durable.
+    /// Stores the records by `store`, which returns only when they are durable.
     ///
     /// # Errors
     /// That of `store`.
-    pub fn store<E>(self, store: impl FnOnce(&Record) -> Result<(), E>) -> Result<Stored, E> {
+    pub fn store<E>(self, store: impl FnOnce(&[Record]) -> Result<(), E>) -> Result<Stored, E> {
         store(&self.0)?;
         Ok(Stored(self.0))
     }
 }
 
 impl Stored {
-    pub(crate) const fn record(&self) -> &Record {
+    /// The last one, which the others belong to.
+    pub(crate) fn record(&self) -> Option<&Record> {
+        self.0.last()
+    }
+
+    pub(crate) fn records(&self) -> &[Record] {
         &self.0
     }
+}
+
+/// Storage jobs of former owners that may still change this host's disks, as the records of a
+/// destination tell: whoever opens such a disk keeps off their ranges until they are settled.
+#[must_use]
+pub fn open_fences(records: &[Record]) -> Vec<(MigrationId, JobRecord)> {
+    let mut open: Vec<(MigrationId, JobRecord)> = Vec::new();
+    for record in records {
+        match record {
+            Record::Handed(m, job) if job.fate == Fate::Unsettled => open.push((*m, *job)),
+            Record::Settled(m, Settlement { key, .. }) | Record::Completed(m, key) => {
+                open.retain(|(migration, job)| (migration, &job.key) != (m, key));
+            }
+            Record::Discarded(m) => open.retain(|(migration, _)| migration != m),
+            _ => {}
+        }
+    }
+    // The disks of a migration that never came to own them are another host's.
+    open.retain(|(m, _)| recover(Role::Destination, *m, records) != Recovery::Drop);
+    open
 }
 
 /// The role a host played in a migration.
@@ -170,5 +212,50 @@ mod tests {
     fn a_failed_store_gives_no_proof() {
         let persist = Persist::new(Record::Owner(M));
         assert_eq!(persist.store(|_| Err("disk full")), Err("disk full"));
+    }
+
+    #[test]
+    fn fences_stand_from_the_handover_until_their_jobs_are_settled_or_completed() {
+        use crate::storage::{Extent, JobEnd, JobId, JobKind};
+        let key = |job| JobKey {
+            disk: 1,
+            job: JobId(job),
+        };
+        let handed = |job, fate| {
+            let record = JobRecord {
+                key: key(job),
+                kind: JobKind::Write,
+                extent: Extent::new(job * 4096, 4096),
+                fate,
+            };
+            Record::Handed(M, record)
+        };
+        let settled = |job| {
+            let (key, end) = (key(job), JobEnd::Done);
+            Record::Settled(M, Settlement { key, end })
+        };
+        let mut records = vec![
+            handed(0, Fate::Cancelled),
+            handed(1, Fate::Unsettled),
+            handed(2, Fate::Unsettled),
+            handed(3, Fate::Unsettled),
+        ];
+        let open = |records: &[Record]| -> Vec<u64> {
+            let open = open_fences(records);
+            open.iter().map(|(_, job)| job.key.job.0).collect()
+        };
+        assert_eq!(open(&records), [0; 0]);
+        records.push(Record::Prepared(M));
+        assert_eq!(open(&records), [1, 2, 3]);
+        records.extend([Record::Owner(M), settled(2), Record::Completed(M, key(1))]);
+        assert_eq!(open(&records), [3]);
+        records.push(settled(3));
+        assert_eq!(open(&records), [0; 0]);
+        let discarded = [
+            handed(1, Fate::Unsettled),
+            Record::Prepared(M),
+            Record::Discarded(M),
+        ];
+        assert_eq!(open(&discarded), [0; 0]);
     }
 }

@@ -22,10 +22,12 @@ impl Features {
     pub const CONFIRMED_DISCARD: Self = Self(1 << 1);
     /// Pages may come as their difference to what was sent before (codec 5).
     pub const DELTA: Self = Self(1 << 2);
+    /// Storage jobs are handed over, and the source tells when unsettled ones are settled.
+    pub const STORAGE: Self = Self(1 << 3);
     /// All that this code can do.
-    pub const ALL: Self = Self(0b111);
+    pub const ALL: Self = Self(0b1111);
 
-    const NAMES: [&str; 3] = ["rejoin", "confirmed-discard", "delta"];
+    const NAMES: [&str; 4] = ["rejoin", "confirmed-discard", "delta", "storage-handover"];
 
     /// What is in both.
     #[must_use]
@@ -158,7 +160,7 @@ mod tests {
         assert!(current.suits(&Speaks::CURRENT));
         assert_eq!(
             current.features.names(),
-            ["rejoin", "confirmed-discard", "delta"]
+            ["rejoin", "confirmed-discard", "delta", "storage-handover"]
         );
     }
 

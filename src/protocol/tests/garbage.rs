@@ -13,6 +13,9 @@ use vmferry_protocol::ids::ChunkId;
 use vmferry_protocol::message::{AbortCode, Message, Prepared, Resumed};
 use vmferry_protocol::ownership::{Persist, Record};
 use vmferry_protocol::source::{ChunkStats, Outcome, SourceEvent, SourceOutput};
+use vmferry_protocol::storage::{
+    Extent, Fate, JobEnd, JobId, JobKey, JobKind, JobRecord, Settlement,
+};
 use vmferry_protocol::version::{Agreed, Features, Speaks};
 use vmferry_protocol::wire::digest;
 use vmferry_protocol::{PageRange, PageSet};
@@ -57,6 +60,10 @@ fn any_message() -> impl Strategy<Value = Message> {
             flush_us: u64::MAX,
             resume_us: u64::MAX
         })),
+        Just(Message::Settled {
+            settlements: settlements()
+        }),
+        Just(Message::SettledAck { jobs: keys() }),
         Just(Message::Bye),
         Just(abort),
         Just(Message::CancelRequest),
@@ -67,6 +74,38 @@ fn any_message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|nonce| Message::Ping { nonce }),
         any::<u64>().prop_map(|nonce| Message::Pong { nonce }),
     ]
+}
+
+const fn key(job: u64) -> JobKey {
+    let job = JobId(job);
+    JobKey { disk: 0, job }
+}
+
+/// A read that was cancelled, and a write that was not.
+fn jobs() -> Vec<JobRecord> {
+    let job = |job, kind, fate| JobRecord {
+        key: key(job),
+        kind,
+        extent: Extent::new(0, 4096),
+        fate,
+    };
+    vec![
+        job(0, JobKind::Read, Fate::Cancelled),
+        job(1, JobKind::Write, Fate::Unsettled),
+    ]
+}
+
+fn keys() -> Vec<JobKey> {
+    vec![key(0), key(1)]
+}
+
+/// Of the write, and of something that was never handed over.
+fn settlements() -> Vec<Settlement> {
+    let settled = |job| Settlement {
+        key: key(job),
+        end: JobEnd::Done,
+    };
+    vec![settled(1), settled(7)]
 }
 
 /// What a fuzzing driver does next: a message, or event number n, or time.
@@ -96,7 +135,9 @@ fn right_for_destination() -> Vec<Poke> {
         Poke::Message(Message::Commit),
         Poke::Store(true),
         Poke::Event(9),
+        Poke::Event(11),
         Poke::Message(Message::Bye),
+        Poke::Store(true),
     ]
 }
 
@@ -129,6 +170,8 @@ fn right_for_source() -> Vec<Poke> {
         message(Message::Prepared(Prepared::default())),
         Poke::Store(true),
         message(Message::Resumed(Resumed::default())),
+        Poke::Event(11),
+        message(Message::SettledAck { jobs: keys() }),
         Poke::Store(true),
     ]
 }
@@ -189,7 +232,7 @@ fn poke_destination(pokes: Vec<Poke>) -> Result<Option<DestinationOutcome>, Test
             Poke::Store(good) => {
                 if let Some(persist) = waiting.pop() {
                     if good {
-                        owner_stored |= matches!(persist.record(), Record::Owner(_));
+                        owner_stored |= matches!(persist.records().last(), Some(Record::Owner(_)));
                         let stored = on_disk(persist);
                         d.handle_event(now, DestinationEvent::Persisted { stored, took: T });
                     } else {
@@ -207,8 +250,10 @@ fn poke_destination(pokes: Vec<Poke>) -> Result<Option<DestinationOutcome>, Test
                     5 | 6 => DestinationEvent::ChunksApplied(vec![ChunkId(u64::from(n))]),
                     7 | 8 => DestinationEvent::StateRestored {
                         took: Duration::MAX,
+                        jobs: jobs(),
                     },
                     9 => DestinationEvent::Resumed { took: T },
+                    11 => DestinationEvent::JobsCompleted(keys()),
                     10 => DestinationEvent::CancelRequested,
                     _ => DestinationEvent::Failed { detail: text() },
                 },
@@ -219,7 +264,9 @@ fn poke_destination(pokes: Vec<Poke>) -> Result<Option<DestinationOutcome>, Test
             match output {
                 DestinationOutput::Persist(p)
                 | DestinationOutput::PersistLater { persist: p, .. } => {
-                    prop_assert!(committed || !matches!(p.record(), Record::Owner(_)));
+                    prop_assert!(
+                        committed || !matches!(p.records().last(), Some(Record::Owner(_)))
+                    );
                     waiting.push(p);
                 }
                 DestinationOutput::ResumeGuest { .. } => prop_assert!(owner_stored),
@@ -258,7 +305,8 @@ fn poke_source(pokes: Vec<Poke>) -> Result<Option<Outcome>, TestCaseError> {
             Poke::Store(good) => {
                 if let Some(persist) = waiting.pop() {
                     if good {
-                        relinquished |= matches!(persist.record(), Record::Relinquished(_));
+                        relinquished |=
+                            matches!(persist.records().last(), Some(Record::Relinquished(_)));
                         s.handle_event(now, SourceEvent::Persisted(on_disk(persist)));
                     } else {
                         s.handle_event(now, SourceEvent::PersistFailed { detail: text() });
@@ -279,7 +327,8 @@ fn poke_source(pokes: Vec<Poke>) -> Result<Option<Outcome>, TestCaseError> {
                             stall: Duration::ZERO,
                         },
                         6 => SourceEvent::Paused,
-                        7 => SourceEvent::IoCancelled,
+                        7 => SourceEvent::IoCancelled { jobs: jobs() },
+                        11 => SourceEvent::IoSettled(settlements()),
                         8 => SourceEvent::StateSaved { blob: vec![1] },
                         9 => SourceEvent::Resumed,
                         10 => SourceEvent::CancelRequested,

@@ -46,7 +46,13 @@ fn complete() -> (Destination, Vec<DestinationOutput>) {
         first,
         Some(DestinationOutput::RestoreState { .. })
     ));
-    d.handle_event(T, DestinationEvent::StateRestored { took: T });
+    d.handle_event(
+        T,
+        DestinationEvent::StateRestored {
+            took: T,
+            jobs: Vec::new(),
+        },
+    );
     let next = d.poll_output().into_iter().collect();
     (d, next)
 }

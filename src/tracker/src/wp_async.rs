@@ -1,7 +1,8 @@
 //! `wp-async`: userfaultfd write protection in which the kernel lifts the protection by itself.
 //!
 //! Works on any mapping, with or without KVM, and sees every writer (vCPUs, the VMM, io_uring),
-//! as all go through the same page tables. The kernel splits huge pages that are written while
+//! as all go through the same page tables; DMA into pages that were pinned before they were
+//! protected is noted in RAM's own bitmap, and such pages are unprotected before the scan. The kernel splits huge pages that are written while
 //! protected, page by page, so this is not the tracker for a guest's speed. Needs Linux 6.7
 //! (UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN; Documentation/admin-guide/mm/userfaultfd.rst).
 
@@ -80,9 +81,22 @@ impl DirtyTracker for WpAsync {
 
     fn harvest(&self, found: &mut dyn FnMut(PageRange)) -> Result<HarvestStats, TrackerError> {
         let guard = self.active();
-        if guard.is_none() {
-            return Err(TrackerError::NotStarted);
-        }
+        let uffd = guard.as_ref().ok_or(TrackerError::NotStarted)?;
+        let mut noted = Ok(());
+        self.ram.take_vmm_writes(|run| {
+            let released = self
+                .ram
+                .hva(run)
+                .map_err(TrackerError::from)
+                .and_then(|hva| {
+                    uffd.release(hva, run.bytes() as usize)
+                        .map_err(kernel("taking write protection off"))
+                });
+            if released.is_err() {
+                noted = released;
+            }
+        });
+        noted?;
         let (mut pages, mut notifications) = (0, 0);
         for region in self.ram.regions() {
             self.pagemap

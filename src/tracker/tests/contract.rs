@@ -2,6 +2,8 @@
 //! writing, harvesting and protecting; and a page that nobody wrote does not come back.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+#[path = "contract_parts/dma.rs"]
+mod dma;
 #[path = "contract_parts/kvm_ring.rs"]
 mod kvm_ring;
 #[path = "contract_parts/writer.rs"]
@@ -131,7 +133,7 @@ fn kvm_wp_async_misses_no_write_of_a_vcpu() {
     };
     let tracker = make(TrackerKind::WpAsync, ram.clone(), None).unwrap();
     for seed in 0..40 {
-        random_schedule(&*tracker, &ram, Some(&mut writer), false, seed, 250);
+        random_schedule(&*tracker, &ram, Some(&mut writer), true, seed, 250);
     }
 }
 
@@ -141,7 +143,7 @@ fn wp_async_misses_no_write_in_random_schedules() {
     touch_all(&ram);
     let tracker = make(TrackerKind::WpAsync, ram.clone(), None).unwrap();
     for seed in 0..40 {
-        random_schedule(&*tracker, &ram, None, false, seed, 250);
+        random_schedule(&*tracker, &ram, None, true, seed, 250);
     }
 }
 

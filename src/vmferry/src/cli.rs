@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmferry_machine::DiskSource;
 
 /// Live migration of KVM virtual machines.
 #[derive(Debug, Parser)]
@@ -158,6 +159,30 @@ pub(crate) struct DemoArgs {
     /// File for the debug port 0xe9 (appended across the hops)
     #[arg(long, value_name = "FILE")]
     pub(crate) debugcon: Option<PathBuf>,
+    /// The guest's disk: auto (a temporary image), nbdkit (a temporary server with an image in its
+    /// memory), none, file:PATH, or nbd:URI. What it holds is overwritten by the built-in guest,
+    /// which keeps it busy (default: auto; with --kernel: none)
+    #[arg(long, value_name = "DISK", value_parser = disk)]
+    pub(crate) disk: Option<DiskArg>,
+    /// Disk requests that the built-in guest keeps in flight, for each vCPU
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=64))]
+    pub(crate) disk_depth: u16,
+    /// MiB of the disk that it uses
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(crate) disk_mib: u32,
+    /// Disk requests per second and vCPU; 0 is as fast as it goes
+    #[arg(long, default_value_t = 500, value_name = "N")]
+    pub(crate) disk_rate: u64,
+    /// Share of disk requests that go where a write is in flight, in per cent
+    #[arg(long, default_value_t = 0, value_name = "PCT", hide_short_help = true, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) disk_overlap: u8,
+    /// Share of writes among the disk requests, in per cent
+    #[arg(long, default_value_t = 50, value_name = "PCT", hide_short_help = true, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) disk_write: u8,
+    /// Slow storage: each request takes so many milliseconds longer, and cannot be cancelled
+    /// meanwhile (nbdkit: writes, by its own filter; else all requests, in the VM process)
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=600_000))]
+    pub(crate) disk_delay_ms: u32,
     /// How long the guest runs before it is moved (default: 1s, with --kernel 3s)
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) warm_up: Option<Duration>,
@@ -167,6 +192,32 @@ pub(crate) struct DemoArgs {
     /// Print the report as JSON on stdout (progress and logs go to stderr)
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// A disk of the demo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DiskArg {
+    /// No disk.
+    None,
+    /// A temporary image.
+    Auto,
+    /// A temporary server.
+    Nbdkit,
+    /// The user's own.
+    At(DiskSource),
+}
+
+fn disk(text: &str) -> Result<DiskArg, String> {
+    Ok(match text {
+        "none" => DiskArg::None,
+        "auto" => DiskArg::Auto,
+        "nbdkit" => DiskArg::Nbdkit,
+        other => DiskArg::At(
+            other
+                .parse()
+                .map_err(|e| format!("{e}; or auto, nbdkit, none"))?,
+        ),
+    })
 }
 
 fn workload(text: &str) -> Result<String, String> {
@@ -359,5 +410,7 @@ mod tests {
         assert!(error(&["--group", "3k"]).contains("2m"));
         assert!(error(&["--throttle", "100"]).contains("99"));
         assert!(error(&["--vcpus", "9"]).contains("1..=8"));
+        assert!(error(&["--disk", "x.img"]).contains("file:PATH"));
+        assert!(error(&["--disk-depth", "65"]).contains("0..=64"));
     }
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use vmferry_engine::report::MigrationReport;
 use vmferry_engine::{Budget, source};
-use vmferry_machine::{Beat, Console, MachineConfig};
+use vmferry_machine::{Beat, Console, DiskStats, MachineConfig};
 
 /// Longest line accepted, in bytes.
 pub const MAX_LINE: usize = 4 << 20;
@@ -47,9 +47,23 @@ pub enum Request {
     },
     /// Say something to the built-in workload.
     Workload(WorkloadCommand),
+    /// How the machine's disks are doing.
+    Storage,
+    /// Let go on what waits for writes that the guest's former host had in flight. Without the
+    /// operator's word it is refused, and the risk is told.
+    SettleStorage {
+        /// The operator has made sure that neither that host nor the storage on its behalf will
+        /// carry out such a write any more.
+        nobody_else_writes: bool,
+    },
     /// The heartbeats noted since a moment of CLOCK_MONOTONIC, by vCPU; of the last machine where
     /// there is none any more.
     Heartbeats {
+        /// In nanoseconds.
+        since_ns: u64,
+    },
+    /// The same of the workload's disk IO: how many requests were completed, and when.
+    DiskBeats {
         /// In nanoseconds.
         since_ns: u64,
     },
@@ -65,8 +79,11 @@ pub enum Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WorkloadCommand {
-    /// Verify all RAM; the result is an event.
+    /// Verify all RAM, and all blocks of the disk that nothing is in flight for; the result is an
+    /// event.
     Verify,
+    /// The same when everything in flight has ended, and then all blocks.
+    VerifySettled,
 }
 
 /// PEM files that a VM process shows to its peer and checks the peer by.
@@ -164,6 +181,13 @@ pub enum Answer {
     Heartbeats(Vec<Vec<Beat>>),
     /// The state of things.
     Status(Box<Status>),
+    /// Of all disks together.
+    Storage(DiskStats),
+    /// So many writes of the former host count as settled.
+    Settled {
+        /// How many.
+        writes: u64,
+    },
 }
 
 /// How the machine, the migration and the process are.
@@ -193,19 +217,26 @@ pub enum Event {
     WorkloadReady,
     /// What the guest found in its RAM.
     Verified {
-        /// `OK` or `FAIL page N`.
+        /// `OK`, `FAIL page N` or `FAIL disk`.
         verdict: String,
     },
     /// How a migration is getting on, several times a second.
     Progress(ProgressLine),
     /// A migration ended at the source.
     Migrated(Box<Migrated>),
+    /// The guest runs here; storage jobs of the source may still be in flight.
+    Arrived {
+        /// When the vCPUs ran again, in nanoseconds of CLOCK_MONOTONIC.
+        resumed_ns: u64,
+    },
     /// A migration ended at the destination.
     Received {
         /// Whether the guest runs here now.
         completed: bool,
         /// Why not.
         reason: Option<String>,
+        /// Storage IO since the guest arrived.
+        io: Option<DiskStats>,
         /// Most memory used beyond guest RAM, in bytes.
         peak_extra_rss_bytes: u64,
         /// When the vCPUs ran again, in nanoseconds of CLOCK_MONOTONIC.
@@ -248,6 +279,9 @@ pub struct ProgressLine {
     pub bytes_wire: u64,
     /// The blackout predicted for a switchover now, in milliseconds.
     pub predicted_blackout_ms: Option<f64>,
+    /// Storage jobs that the destination waits for, after the guest has left.
+    #[serde(default)]
+    pub jobs_unsettled: u64,
     /// How long writers have waited for answers to write notifications, in milliseconds.
     pub stall_ms: f64,
     /// How long vCPU threads have waited for a processor, in milliseconds.

@@ -56,6 +56,7 @@ impl Verdict {
             None => "OK".to_owned(),
             Some(abi::VERIFY_LEDGER) => "FAIL ledger".to_owned(),
             Some(abi::VERIFY_REGISTERS) => "FAIL registers".to_owned(),
+            Some(abi::VERIFY_DISK) => "FAIL disk".to_owned(),
             Some(page) => format!("FAIL page {}", page - 1),
         })
     }
@@ -72,6 +73,8 @@ mod tests {
         assert_eq!(verdict.add(abi::VERIFY_OK), None);
         assert_eq!(verdict.add(8), None);
         assert_eq!(verdict.add(abi::VERIFY_OK), Some("FAIL page 7".to_owned()));
+        verdict.expect(1);
+        assert_eq!(verdict.add(abi::VERIFY_DISK), Some("FAIL disk".to_owned()));
         verdict.expect(1);
         assert_eq!(verdict.add(abi::VERIFY_OK), Some("OK".to_owned()));
     }

@@ -7,6 +7,7 @@ pub mod api;
 pub mod client;
 mod events;
 mod migrate;
+mod past;
 pub mod process;
 mod run;
 mod server;

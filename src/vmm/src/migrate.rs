@@ -11,7 +11,7 @@ use vmferry_engine::destination::{self, DestinationHandle, DestinationOptions, c
 use vmferry_engine::report::TrackerChoice;
 use vmferry_engine::source::{self, Live, SourceHandle, SourceOptions};
 use vmferry_journal::Journal;
-use vmferry_machine::{Console, Machine, MachineConfig, MachineKind};
+use vmferry_machine::{Console, Machine, MachineConfig, MachineKind, Role};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::policy::Limits;
@@ -149,6 +149,7 @@ fn line(live: &Live) -> ProgressLine {
         pages_total: p.pages_total,
         bytes_per_second: p.throughput.unwrap_or(0.0),
         bytes_wire: p.bytes_wire,
+        jobs_unsettled: p.jobs_unsettled,
         predicted_blackout_ms: p.predicted.map(|d| d.as_secs_f64() * 1e3),
         stall_ms: live.costs.stall.as_secs_f64() * 1e3,
         run_delay_ms: live.run_delay.as_secs_f64() * 1e3,
@@ -171,7 +172,7 @@ pub(crate) async fn receive(
     let consoles = (asked.serial.clone(), asked.debugcon.clone());
     let make = move |shape: &vmferry_protocol::message::VmShape| {
         let config = here(config_of(shape)?, consoles.clone());
-        vmferry_machine::create(&config, sink(to.clone())).map_err(|e| chain(&e))
+        vmferry_machine::create(&config, sink(to.clone()), Role::Heir).map_err(|e| chain(&e))
     };
     let options = DestinationOptions::new(token);
     let handle = destination::start(listener, Arc::new(make), journal, options);

@@ -9,14 +9,17 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use vmferry_engine::destination::{self, Arrived, DestinationEnd};
 use vmferry_engine::source::{self, SourceEnd};
 use vmferry_journal::Journal;
-use vmferry_machine::{Beat, Machine, MachineConfig, MachineEvent, MachineState, Recorder};
+use vmferry_machine::{Beat, Machine, MachineConfig, MachineEvent, MachineState, Recorder, Role};
 use vmferry_protocol::errors::chain;
+use vmferry_protocol::ownership::{Record, open_fences};
 use vmferry_protocol::source::Outcome;
+use vmferry_protocol::storage::{JobEnd, JobRecord, Settlement};
 use vmferry_transports::{Bandwidth, Connector};
 
 use crate::api::{Answer, Event, Migrated, Request, Status, WorkloadCommand};
 use crate::events::{Happened, Happenings, Verdict, sink};
 use crate::migrate;
+use crate::past;
 use crate::process;
 use crate::server::Asked;
 
@@ -24,7 +27,7 @@ use crate::server::Asked;
 enum Job {
     None,
     Leaving(source::Canceller, Arc<dyn Connector>),
-    Arriving(destination::Canceller),
+    Arriving(destination::Operator),
 }
 
 /// The VM.
@@ -44,6 +47,11 @@ pub(crate) struct Vm {
 }
 
 type Reply = Result<Answer, String>;
+
+const SETTLING_RISKS: &str = "this lifts the fences around writes that the former host of this \
+    guest had in flight. If that host, or the storage on its behalf, still carries one out, it \
+    overwrites what the guest wrote since, and nobody will notice. Make sure that the host is off, \
+    or that the storage has ended its sessions; then ask again with nobody_else_writes: true";
 
 impl Vm {
     pub(crate) fn new(journal: Arc<dyn Journal>, events: broadcast::Sender<Event>) -> Self {
@@ -94,7 +102,7 @@ impl Vm {
                 }
                 let (journal, to) = (self.journal.clone(), self.happenings.clone());
                 let (handle, address) = migrate::receive(&options, journal, to).await?;
-                self.job = Job::Arriving(handle.canceller());
+                self.job = Job::Arriving(handle.operator());
                 self.resumed_ns = None;
                 let to = self.happenings.clone();
                 actix::spawn(migrate::watch_destination(handle, to));
@@ -128,19 +136,19 @@ impl Vm {
                 }
                 _ => Err("there is no migration from here that could be limited".to_owned()),
             },
-            Request::Workload(WorkloadCommand::Verify) => {
-                let machine = self.the_machine()?;
-                if machine.state() != MachineState::Running {
-                    return Err("the guest does not run, so it cannot verify its memory".to_owned());
-                }
-                let recorder = machine
-                    .workload()
-                    .ok_or("this machine does not run the built-in workload")?;
-                self.verdict.expect(machine.config().vcpus);
-                recorder.verify();
-                Ok(Answer::Done)
+            Request::Workload(command) => self.tell_workload(command),
+            Request::SettleStorage {
+                nobody_else_writes: true,
+            } => self.settle_storage().await,
+            Request::SettleStorage { .. } => Err(SETTLING_RISKS.to_owned()),
+            Request::Storage => Ok(Answer::Storage(self.the_machine()?.disks().stats())),
+            Request::Heartbeats { since_ns } => {
+                Ok(Answer::Heartbeats(self.beats(Recorder::beats, since_ns)))
             }
-            Request::Heartbeats { since_ns } => Ok(Answer::Heartbeats(self.beats(since_ns))),
+            Request::DiskBeats { since_ns } => {
+                let beats = self.beats(Recorder::disk_beats, since_ns);
+                Ok(Answer::Heartbeats(beats))
+            }
             Request::Status => Ok(Answer::Status(Box::new(self.status()))),
             // Answered by the server itself, and by `run`.
             Request::Subscribe | Request::Shutdown => Ok(Answer::Done),
@@ -160,14 +168,60 @@ impl Vm {
             .ok_or_else(|| "there is no machine here".to_owned())
     }
 
+    fn tell_workload(&mut self, command: WorkloadCommand) -> Reply {
+        let machine = self.the_machine()?;
+        if machine.state() != MachineState::Running {
+            return Err("the guest does not run, so it cannot verify anything".to_owned());
+        }
+        let recorder = machine
+            .workload()
+            .ok_or("this machine does not run the built-in workload")?;
+        self.verdict.expect(machine.config().vcpus);
+        match command {
+            WorkloadCommand::Verify => recorder.verify(),
+            WorkloadCommand::VerifySettled => recorder.verify_settled(),
+        }
+        Ok(Answer::Done)
+    }
+
+    /// An operator vouches for writes of a former owner.
+    async fn settle_storage(&self) -> Reply {
+        if let Job::Arriving(operator) = &self.job {
+            let writes = operator.settle_storage().await?;
+            return Ok(Answer::Settled { writes });
+        }
+        let machine = self.the_machine()?;
+        let records = self.journal.records().map_err(|e| chain(&e))?;
+        let open = open_fences(&records);
+        let settled = |job: &JobRecord| Settlement {
+            key: job.key,
+            end: JobEnd::Unknown,
+        };
+        let records: Vec<Record> = open
+            .iter()
+            .map(|(migration, job)| Record::Settled(*migration, settled(job)))
+            .collect();
+        // On disk first: after a crash it must not be asked for again.
+        self.journal.append(&records).map_err(|e| chain(&e))?;
+        let settlements: Vec<Settlement> = open.iter().map(|(_, job)| settled(job)).collect();
+        machine.disks().settle(&settlements);
+        let writes = settlements.len() as u64;
+        Ok(Answer::Settled { writes })
+    }
+
     async fn boot(&mut self, config: MachineConfig) -> Reply {
         self.must_be_free()?;
         if self.machine.is_some() {
             return Err("there is a machine here already".to_owned());
         }
+        let records = self.journal.records().map_err(|e| chain(&e))?;
+        let fences = past::fences(&records)?;
         let events = sink(self.happenings.clone());
         let machine = blocking(move || {
-            let machine = vmferry_machine::create(&config, events)?;
+            let machine = vmferry_machine::create(&config, events, Role::Owner)?;
+            for (_, job) in &fences {
+                machine.disks().fence(*job);
+            }
             machine.boot()?;
             machine.resume()?;
             Ok(machine)
@@ -203,15 +257,18 @@ impl Vm {
             }) => {
                 self.resumed_ns = Some(resumed_ns);
                 self.adopt(machine);
+                self.tell(Event::Arrived { resumed_ns });
             }
             Happened::Received(DestinationEnd {
                 failure,
+                io,
                 peak_extra_rss_bytes,
             }) => {
                 self.job = Job::None;
                 self.tell(Event::Received {
                     completed: failure.is_none(),
                     reason: failure,
+                    io,
                     peak_extra_rss_bytes,
                     resumed_ns: self.resumed_ns,
                 });
@@ -257,8 +314,8 @@ impl Vm {
         let _ = self.events.send(event);
     }
 
-    fn beats(&self, since_ns: u64) -> Vec<Vec<Beat>> {
-        let mut vcpus = self.recorder.as_ref().map_or(Vec::new(), |r| r.beats());
+    fn beats(&self, of: impl Fn(&Recorder) -> Vec<Vec<Beat>>, since_ns: u64) -> Vec<Vec<Beat>> {
+        let mut vcpus = self.recorder.as_ref().map_or(Vec::new(), |r| of(r));
         for beats in &mut vcpus {
             let from = beats.partition_point(|b| b.time_ns < since_ns);
             beats.drain(..from);

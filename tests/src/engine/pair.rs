@@ -14,7 +14,7 @@ use vmferry_engine::source::{self, SourceEnd, SourceHandle, SourceOptions};
 use vmferry_guest::abi;
 use vmferry_journal::{Journal, MemoryJournal};
 use vmferry_machine::{
-    Boot, Console, EventSink, Machine, MachineConfig, MachineEvent, MachineKind, MachineState,
+    Boot, Console, EventSink, Machine, MachineConfig, MachineEvent, MachineKind, MachineState, Role,
 };
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::message::VmShape;
@@ -79,8 +79,9 @@ impl Guest {
             serial: Console::None,
             debugcon: Console::None,
             dirty_rings: false,
+            disks: Vec::new(),
         };
-        let machine = vmferry_machine::create(&config, events).expect("a machine");
+        let machine = vmferry_machine::create(&config, events, Role::Owner).expect("a machine");
         machine.boot().expect("it boots");
         machine.resume().expect("it runs");
         let mut guest = Self {
@@ -295,8 +296,8 @@ fn fresh() -> [u8; 16] {
 fn maker(made: Arc<Mutex<Made>>, wrap: Wrap) -> MakeMachine {
     Arc::new(move |shape: &VmShape| {
         let (events, said) = sink();
-        let machine =
-            vmferry_machine::create(&config_of(shape)?, events).map_err(|e| e.to_string())?;
+        let machine = vmferry_machine::create(&config_of(shape)?, events, Role::Heir)
+            .map_err(|e| e.to_string())?;
         let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
         made.machines.push(Arc::downgrade(&machine));
         made.events = Some(said);
@@ -389,7 +390,7 @@ impl Under {
         // Whether the first message was lost or not: where no second or answer came, nobody knows.
         let unheard = source.outcome != Outcome::Completed && script.count(Way::Back) == 0;
         if unheard {
-            destination.canceller().cancel();
+            destination.operator().cancel();
         }
         let end = guard("the destination", &mut destination.ended).await;
         let arrived = destination.arrived.try_recv().ok().map(|arrived| {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vmferry_journal::{Journal, JournalError};
-use vmferry_machine::{Machine, MachineConfig, MachineError, MachineState, Recorder};
+use vmferry_machine::{Disks, Machine, MachineConfig, MachineError, MachineState, Recorder};
 use vmferry_memory::GuestRam;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::ownership::Record;
@@ -41,12 +41,12 @@ impl FaultyJournal {
 }
 
 impl Journal for FaultyJournal {
-    fn append(&self, record: &Record) -> Result<(), JournalError> {
+    fn append(&self, records: &[Record]) -> Result<(), JournalError> {
         let nth = self.appends.fetch_add(1, Ordering::SeqCst) + 1;
-        if (self.fails)(nth, record) {
+        if records.last().is_some_and(|last| (self.fails)(nth, last)) {
             return Err(JournalError::Write("the disk is full".to_owned()));
         }
-        self.inner.append(record)
+        self.inner.append(records)
     }
 
     fn records(&self) -> Result<Vec<Record>, JournalError> {
@@ -151,6 +151,10 @@ impl Machine for FaultyMachine {
     fn restore(&self, blob: &[u8]) -> Result<(), MachineError> {
         self.may(Op::Restore)?;
         self.inner.restore(blob)
+    }
+
+    fn disks(&self) -> &Arc<Disks> {
+        self.inner.disks()
     }
 
     fn workload(&self) -> Option<&Arc<Recorder>> {

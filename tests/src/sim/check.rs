@@ -41,6 +41,9 @@ pub enum Violation {
     /// A side did what it must not do in its place.
     #[error("{0}")]
     Order(String),
+    /// Storage was used as it must not be.
+    #[error("storage: {0}")]
+    Storage(String),
     /// It neither ends nor waits for anything.
     #[error("it does not end: {0}")]
     Endless(String),

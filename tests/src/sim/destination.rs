@@ -44,14 +44,15 @@ impl World<'_> {
                 if blob.len() != self.s.state_bytes {
                     return Err(Violation::Order("another state than was saved".to_owned()));
                 }
-                let took = costs.state;
-                let done = Next::Destination(DestinationEvent::StateRestored { took });
+                let (took, jobs) = (costs.state, self.adopt_storage()?);
+                let done = Next::Destination(DestinationEvent::StateRestored { took, jobs });
                 self.machine_step(side, took, done);
             }
             DestinationOutput::Persist(persist) => self.persist(side, persist, Duration::ZERO),
             DestinationOutput::PersistLater { persist, after } => {
                 self.persist(side, persist, after);
             }
+            DestinationOutput::Settle(settlements) => self.settle_storage(&settlements)?,
             DestinationOutput::ResumeGuest { run } => self.resume_here(run)?,
             DestinationOutput::Arrived => {
                 if let Some(at) = self.paused_at {
@@ -63,6 +64,7 @@ impl World<'_> {
                     return Err(Violation::Order("a guest in use is discarded".to_owned()));
                 }
                 self.machine = None;
+                self.discard_storage();
             }
             DestinationOutput::AwaitReconnect => self.awaiting = true,
             DestinationOutput::Finished(outcome) => {
@@ -98,6 +100,8 @@ impl World<'_> {
         };
         arrived_whole(&self.guest.memory, machine)?;
         self.rights.active[1] = true;
+        self.release_storage(Side::Destination)?;
+        self.former_owner_may_be_gone()?;
         // Were it to fail from here on, that would be a crash of the guest at its new home.
         let took = self.s.costs.other;
         self.after(took, Next::Destination(DestinationEvent::Resumed { took }));

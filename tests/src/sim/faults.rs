@@ -87,6 +87,7 @@ impl World<'_> {
         }
         self.note(|| format!("{side:?} is killed"));
         self.rights.active[side.index()] = false;
+        self.former_owner_may_be_gone()?;
         let of_it = |next: &Next| match side {
             Side::Source => matches!(
                 next,

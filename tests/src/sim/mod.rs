@@ -1,4 +1,5 @@
-//! The pair simulator: a source and a destination core, a link, a guest that writes, two disks.
+//! The pair simulator: a source and a destination core, a link, a guest that writes, two disks for
+//! records, and a disk that the guest uses.
 //!
 //! Whole migrations in virtual time, from a seed: no sockets, threads, clocks or page contents.
 //! Every run checks, after every step, that at most one side has the right to run the guest and
@@ -13,10 +14,12 @@ mod guest;
 mod link;
 mod scenario;
 mod source;
+mod storage;
 mod world;
 
 pub use check::Violation;
 pub use guest::{Memory, Rng, Writes};
 pub use link::{Direction, Link};
 pub use scenario::{Costs, Cut, CutKind, DiskFault, Faults, PlantedBug, Scenario, Side, Trigger};
+pub use storage::SimJob;
 pub use world::{Report, run};

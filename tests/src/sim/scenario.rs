@@ -8,6 +8,7 @@ use vmferry_protocol::{PageRange, RamLayout};
 
 use super::guest::Writes;
 use super::link::{Direction, Link};
+use super::storage::SimJob;
 
 /// A side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,6 +117,10 @@ pub enum PlantedBug {
     DoesNotPause,
     /// The source lets its guest run on when the connection breaks, whatever the core says.
     ResumesOnLoss,
+    /// The destination takes unsettled storage jobs for cancelled ones.
+    ForgetsFences,
+    /// The destination lifts its fences before anybody has said that it may.
+    SettlesAtOnce,
 }
 
 /// What goes wrong.
@@ -155,6 +160,8 @@ pub struct Scenario {
     pub notification: Duration,
     /// The guest runs in slices of this length.
     pub slice: Duration,
+    /// Storage requests in flight at the pause.
+    pub jobs: Vec<SimJob>,
     /// Running or paused.
     pub run_state: RunState,
     /// Page streams.
@@ -200,6 +207,7 @@ impl Default for Scenario {
             can_throttle: true,
             notification: Duration::from_micros(20),
             slice: Duration::from_micros(100),
+            jobs: Vec::new(),
             run_state: RunState::Running,
             streams: 4,
             window_pages: 512,

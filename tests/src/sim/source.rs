@@ -31,6 +31,7 @@ impl World<'_> {
             }
             SourceOutput::Harvest { pass } => self.after(costs.harvest, Next::Harvest { pass }),
             SourceOutput::Pause => {
+                self.request_storage()?;
                 self.paused_at = Some(self.now);
                 self.rights.active[0] = false;
                 if !self.bug(PlantedBug::DoesNotPause) {
@@ -39,7 +40,8 @@ impl World<'_> {
                 self.machine_step(Side::Source, costs.pause, Next::Source(SourceEvent::Paused));
             }
             SourceOutput::CancelIo => {
-                let done = Next::Source(SourceEvent::IoCancelled);
+                let jobs = self.cancel_storage()?;
+                let done = Next::Source(SourceEvent::IoCancelled { jobs });
                 self.machine_step(Side::Source, costs.other, done);
             }
             SourceOutput::SaveState => {
@@ -56,6 +58,7 @@ impl World<'_> {
             SourceOutput::ResumeGuest { run } => {
                 self.note(|| format!("resumed at the source, run {run}"));
                 self.guest.stop_tracking();
+                self.release_storage(Side::Source)?;
                 self.runs = run;
                 self.rights.active[0] = true;
                 if let Some(at) = self.paused_at {
@@ -82,6 +85,7 @@ impl World<'_> {
                     return Err(Violation::Order("the source finished twice".to_owned()));
                 }
                 self.stats = self.source.as_ref().map(|s| s.stats().clone());
+                self.former_owner_may_be_gone()?;
             }
         }
         Ok(())

@@ -10,6 +10,7 @@ use vmferry_protocol::message::{Message, RunState};
 use vmferry_protocol::ownership::Persist;
 use vmferry_protocol::pending::Chunk;
 use vmferry_protocol::source::{Outcome, Source, SourceConfig, SourceEvent, SourceStats};
+use vmferry_protocol::storage::JobId;
 use vmferry_protocol::wire::{FrameDecoder, encode};
 use vmferry_protocol::{PageRange, PageSet};
 
@@ -17,6 +18,7 @@ use super::check::{Rights, Violation};
 use super::guest::{Guest, Memory, Rng};
 use super::link::{Direction, Wire};
 use super::scenario::{DiskFault, Faults, PlantedBug, Scenario, Side, Trigger};
+use super::storage::Storage;
 
 pub(super) const MIGRATION: MigrationId = MigrationId([0x11; 16]);
 pub(super) const TOKEN: Token = Token::new([0x22; 16]);
@@ -65,6 +67,11 @@ pub(super) enum Next {
     Disk {
         side: Side,
         persist: Persist,
+    },
+    /// The storage has done what a side asked.
+    Storage {
+        side: Side,
+        id: JobId,
     },
     Connect,
 }
@@ -131,6 +138,7 @@ pub(super) struct World<'a> {
     /// RAM at the destination.
     pub(super) machine: Option<Memory>,
     pub(super) rights: Rights,
+    pub(super) storage: Storage,
     pub(super) rng: Rng,
     pub(super) on_their_way: PageSet,
     pub(super) in_flight: BTreeMap<ChunkId, Vec<PageRange>>,
@@ -193,6 +201,7 @@ impl<'a> World<'a> {
                 active: [true, false],
                 ..Rights::default()
             },
+            storage: Storage::default(),
             rng: Rng::new(s.seed ^ 0x5eed),
             on_their_way: PageSet::new(&s.layout),
             in_flight: BTreeMap::new(),
@@ -283,6 +292,7 @@ impl<'a> World<'a> {
             self.rights.check()?;
             self.inject()?;
         }
+        self.finish_storage()?;
         self.at_rest()?;
         let stats = self.source.as_ref().map(|s| s.stats().clone());
         Ok(Report {
@@ -366,6 +376,7 @@ impl<'a> World<'a> {
             }
             Next::Apply { frame } => self.apply(&frame),
             Next::Disk { side, persist } => self.disk(side, persist),
+            Next::Storage { side, id } => self.storage_ends(side, id),
             Next::Connect => self.connect(),
         }
     }
@@ -435,9 +446,9 @@ impl<'a> World<'a> {
             _ => None,
         };
         let disk = &mut self.rights.disks[i];
-        let stored = persist.store(|record| {
+        let stored = persist.store(|records| {
             if fault != Some(DiskFault::Fails) {
-                disk.push(*record);
+                disk.extend(records);
             }
             fault.map_or(Ok(()), |_| Err("the disk is full".to_owned()))
         });
@@ -462,12 +473,12 @@ impl<'a> World<'a> {
         if !self.bug(PlantedBug::TellsBeforeStored) {
             return self.after(late, Next::Disk { side, persist });
         }
-        let record = *persist.record();
+        let records = persist.records().to_vec();
         let Ok(stored) = persist.store(|_| Ok::<(), ()>(())) else {
             return;
         };
         let took = Duration::ZERO;
-        self.note(|| format!("{record:?} is said to be stored"));
+        self.note(|| format!("{records:?} are said to be stored"));
         let next = match side {
             Side::Source => Next::Source(SourceEvent::Persisted(stored)),
             Side::Destination => Next::Destination(DestinationEvent::Persisted { stored, took }),
@@ -494,6 +505,7 @@ impl<'a> World<'a> {
     /// Nothing more happens: is the guest where it should be, and as it was?
     fn at_rest(&self) -> Result<(), Violation> {
         self.rights.check()?;
+        self.storage_at_rest()?;
         if self.rights.active[0] && self.source.is_some() {
             let running = self.s.run_state == RunState::Running;
             if self.runs != running {

@@ -198,7 +198,7 @@ fn geometry(export: &Export, read_only: bool) -> Result<Geometry, String> {
     }
     Ok(Geometry {
         bytes,
-        block_size: sizes.preferred.max(512),
+        block_size: sizes.minimum.max(512),
         read_only,
         flush: export.has(flag::FLUSH) && !read_only,
         discard: export.has(flag::TRIM) && !read_only,

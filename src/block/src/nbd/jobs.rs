@@ -74,8 +74,24 @@ impl Jobs {
         self.held
     }
 
-    pub(super) fn operation(&self, id: JobId) -> Option<&Operation> {
-        self.jobs.get(&id).map(|job| &job.operation)
+    /// Copies a write's bytes from `offset` of the disk on into `out`.
+    pub(super) fn copy_out(&self, id: JobId, offset: u64, out: &mut [u8]) {
+        if let Some(Job { operation, .. }) = self.jobs.get(&id) {
+            let from = offset - operation.extent.offset;
+            operation.buffers.copy_out(from, out);
+        }
+    }
+
+    /// Copies bytes from `offset` of the disk on to where a read wants them; those that it has
+    /// not asked for, nowhere.
+    pub(super) fn copy_in(&self, id: JobId, offset: u64, bytes: &[u8]) {
+        if let Some(Job { operation, .. }) = self.jobs.get(&id) {
+            let before = operation.extent.offset.saturating_sub(offset);
+            let wanted = bytes.get(before as usize..).unwrap_or_default();
+            let at = offset + before - operation.extent.offset;
+            // Ends with the buffers.
+            operation.buffers.copy_in(at, wanted);
+        }
     }
 
     /// Takes an operation: queues it, or ends it at once if there is nothing to ask a server for.
@@ -87,10 +103,13 @@ impl Jobs {
             self.ended.push(Completion { id, end });
             return;
         }
+        let block = u64::from(self.geometry.block_size);
+        let start = extent.offset / block * block;
+        let end = extent.end().next_multiple_of(block);
         self.queue.push_back(Piece {
             job: id,
             kind,
-            extent,
+            extent: Extent::new(start, end - start),
         });
         let job = Job {
             operation,
@@ -117,9 +136,16 @@ impl Jobs {
         if !taken {
             return Some(JobEnd::Failed(libc::EOPNOTSUPP));
         }
-        let amiss = transfers && operation.buffers.len() != extent.len;
-        if amiss || !extent.is_within(self.geometry.bytes) || self.jobs.contains_key(&operation.id)
-        {
+        // A change of less than a block is not taken; a read is widened.
+        let grain = match kind.changes_disk() {
+            true => u64::from(self.geometry.block_size),
+            false => 512,
+        };
+        let amiss = !extent.is_within(self.geometry.bytes)
+            || !(extent.offset | extent.len).is_multiple_of(grain)
+            || transfers && operation.buffers.len() != extent.len
+            || self.jobs.contains_key(&operation.id);
+        if amiss {
             return Some(JobEnd::Failed(libc::EINVAL));
         }
         (*kind != JobKind::Flush && extent.len == 0).then_some(JobEnd::Done)

@@ -239,12 +239,12 @@ impl Session {
             rest = &rest[used..];
             match event {
                 None => return Ok(()),
-                Some(Event::Data { tag, offset, bytes }) => copy_in(jobs, &tag, offset, bytes),
+                Some(Event::Data { tag, offset, bytes }) => jobs.copy_in(tag.job, offset, bytes),
                 Some(Event::Hole { tag, offset, len }) => {
                     let (mut offset, mut left) = (offset, len as usize);
                     while left > 0 {
                         let some = left.min(ZEROS.len());
-                        copy_in(jobs, &tag, offset, &ZEROS[..some]);
+                        jobs.copy_in(tag.job, offset, &ZEROS[..some]);
                         (offset, left) = (offset + some as u64, left - some);
                     }
                 }
@@ -330,13 +330,6 @@ impl Session {
     }
 }
 
-fn copy_in(jobs: &Jobs, piece: &Piece, offset: u64, bytes: &[u8]) {
-    if let Some(operation) = jobs.operation(piece.job) {
-        let at = offset - operation.extent.offset;
-        operation.buffers.copy_in(at, bytes);
-    }
-}
-
 impl Outgoing {
     fn wrote(&mut self, len: usize) {
         self.written += len;
@@ -366,10 +359,8 @@ impl Outgoing {
         let start = self.bytes.len();
         let len = OUTGOING.saturating_sub(start).min(left as usize);
         self.bytes.resize(start + len, 0);
-        if let Some(operation) = jobs.operation(piece.job) {
-            let at = piece.extent.offset - operation.extent.offset + from;
-            operation.buffers.copy_out(at, &mut self.bytes[start..]);
-        }
+        let at = piece.extent.offset + from;
+        jobs.copy_out(piece.job, at, &mut self.bytes[start..]);
         let from = from + len as u64;
         self.payload = (from < piece.extent.len).then_some((piece, from));
     }

@@ -47,7 +47,7 @@ impl Handler<Write> for IoJournal {
 
     fn handle(&mut self, Write(persist): Write, _: &mut SyncContext<Self>) {
         let began = Instant::now();
-        let written = persist.store(|record| self.journal.append(record));
+        let written = persist.store(|records| self.journal.append(records));
         self.owner.do_send(Written(match written {
             Ok(stored) => Ok((stored, began.elapsed())),
             Err(error) => Err(chain(&error)),

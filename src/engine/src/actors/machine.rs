@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::{Actor, Handler, Message, Recipient, SyncContext};
-use vmferry_machine::{Machine, MachineError};
+use vmferry_machine::{HeldIo, Machine, MachineError};
 use vmferry_protocol::errors::chain;
+use vmferry_protocol::storage::JobRecord;
 
 use super::Settle;
 
@@ -15,7 +16,9 @@ use super::Settle;
 pub(crate) enum Do {
     /// Stop its vCPUs.
     Pause(Arc<dyn Machine>),
-    /// Let them run, if asked to; else it stays as it is.
+    /// Cancel its storage IO, without waiting for any storage.
+    Hold(Arc<dyn Machine>),
+    /// Let its storage IO go on, and its vCPUs, if asked to; else they stay as they are.
     Resume(Arc<dyn Machine>, bool),
     /// Save its state.
     Save(Arc<dyn Machine>),
@@ -35,13 +38,16 @@ pub(crate) struct Done {
 }
 
 /// The operation that was done.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum What {
     Pause,
+    /// What had not ended.
+    Hold(HeldIo),
     Resume,
     /// The state.
     Save(Vec<u8>),
-    Restore,
+    /// Storage jobs that came with the state.
+    Restore(Vec<JobRecord>),
     Stop,
 }
 
@@ -62,12 +68,16 @@ impl Handler<Do> for Hands {
         let began = Instant::now();
         let (what, result) = match what {
             Do::Pause(machine) => (What::Pause, machine.pause()),
+            Do::Hold(machine) => (What::Hold(machine.disks().hold()), Ok(())),
             Do::Resume(machine, run) => (What::Resume, resume(&machine, run)),
             Do::Save(machine) => match machine.save() {
                 Ok(blob) => (What::Save(blob), Ok(())),
                 Err(error) => (What::Save(Vec::new()), Err(error)),
             },
-            Do::Restore(machine, blob) => (What::Restore, machine.restore(&blob)),
+            Do::Restore(machine, blob) => {
+                let restored = machine.restore(&blob);
+                (What::Restore(machine.disks().adopted()), restored)
+            }
             Do::Stop(machine) => {
                 machine.stop();
                 (What::Stop, Ok(()))
@@ -95,7 +105,11 @@ impl Handler<Make> for Hands {
 }
 
 fn resume(machine: &Arc<dyn Machine>, run: bool) -> Result<(), MachineError> {
-    if run { machine.resume() } else { Ok(()) }
+    if run {
+        return machine.resume();
+    }
+    machine.disks().release();
+    Ok(())
 }
 
 impl Handler<Settle> for Hands {

@@ -7,14 +7,15 @@ use actix::{
 };
 use tokio::sync::{mpsc, oneshot};
 use vmferry_journal::Journal;
-use vmferry_machine::Machine;
 use vmferry_machine::workload::monotonic_ns;
+use vmferry_machine::{IoEvent, Machine};
 use vmferry_memory::GuestRam;
 use vmferry_protocol::destination::{
     Destination, DestinationConfig, DestinationEvent, DestinationOutcome, DestinationOutput,
 };
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::message::VmShape;
+use vmferry_protocol::storage::JobKey;
 use vmferry_transports::Listener;
 
 use super::{Arrived, DestinationEnd, DestinationOptions, MakeMachine, misfits};
@@ -164,13 +165,19 @@ impl Arrival {
                 let journal = team.journal.clone();
                 ctx.run_later(after, move |_, _| journal.do_send(Write(persist)));
             }
+            DestinationOutput::Settle(settlements) => {
+                if let Some(machine) = &self.machine {
+                    machine.disks().settle(&settlements);
+                }
+            }
             DestinationOutput::ResumeGuest { run } => {
                 if let Some(machine) = self.machine.clone() {
                     team.hands.do_send(Do::Resume(machine, run));
                 }
             }
             DestinationOutput::Arrived => {
-                if let Some(machine) = self.machine.take() {
+                // Its storage jobs are this actor's business until they are settled.
+                if let Some(machine) = self.machine.clone() {
                     let resumed_ns = self.resumed_ns;
                     let _ = self.arrivals.send(Arrived {
                         machine,
@@ -197,6 +204,7 @@ impl Arrival {
         let (Some(team), Some(end)) = (self.team.take(), self.end.take()) else {
             return;
         };
+        let io = self.machine.take().map(|machine| machine.disks().stats());
         let failure = match outcome {
             DestinationOutcome::Completed => None,
             DestinationOutcome::Aborted { detail } => Some(detail),
@@ -213,6 +221,7 @@ impl Arrival {
             move |(), this, ctx| {
                 let _ = end.send(DestinationEnd {
                     failure,
+                    io,
                     peak_extra_rss_bytes: this.meter.peak(),
                 });
                 ctx.stop();
@@ -274,6 +283,12 @@ impl Handler<Made> for Arrival {
                 *self.metered.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&ram);
                 let ram = Arc::new(RamWriter::new(ram, shape.ram));
                 team.reception.do_send(Admit(Admission { migration, ram }));
+                let completed = ctx.address().recipient::<JobCompleted>();
+                machine.disks().watch(Arc::new(move |event| {
+                    if let IoEvent::Completed(key) = event {
+                        completed.do_send(JobCompleted(key));
+                    }
+                }));
                 self.machine = Some(machine);
                 DestinationEvent::MachineReady
             }
@@ -326,12 +341,12 @@ impl Handler<Done> for Arrival {
 
     fn handle(&mut self, Done { what, took, result }: Done, ctx: &mut Context<Self>) {
         let event = match (what, result) {
-            (What::Restore, Ok(())) => DestinationEvent::StateRestored { took },
+            (What::Restore(jobs), Ok(())) => DestinationEvent::StateRestored { took, jobs },
             (What::Resume, Ok(())) => {
                 self.resumed_ns = monotonic_ns();
                 DestinationEvent::Resumed { took }
             }
-            (What::Restore, Err(detail)) => DestinationEvent::Failed {
+            (What::Restore(_), Err(detail)) => DestinationEvent::Failed {
                 detail: format!("setting the machine's state failed: {detail}"),
             },
             (What::Resume, Err(detail)) => {
@@ -354,6 +369,34 @@ impl Handler<Written> for Arrival {
             Err(detail) => DestinationEvent::PersistFailed { detail },
         };
         self.tell(event, ctx);
+    }
+}
+
+/// The guest has been told how a storage job ended that came with it.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct JobCompleted(JobKey);
+
+impl Handler<JobCompleted> for Arrival {
+    type Result = ();
+
+    fn handle(&mut self, JobCompleted(key): JobCompleted, ctx: &mut Context<Self>) {
+        self.tell(DestinationEvent::JobsCompleted(vec![key]), ctx);
+    }
+}
+
+/// An operator vouches for the source's storage jobs; how many that settles.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<u64, String>")]
+pub(super) struct SettleByOperator;
+
+impl Handler<SettleByOperator> for Arrival {
+    type Result = Result<u64, String>;
+
+    fn handle(&mut self, _: SettleByOperator, ctx: &mut Context<Self>) -> Self::Result {
+        let settled = self.core.settled_by_operator();
+        self.drive(ctx);
+        settled.map_err(str::to_owned)
     }
 }
 

@@ -11,12 +11,12 @@ use std::time::Duration;
 use actix::{Actor, Addr};
 use tokio::sync::{mpsc, oneshot};
 use vmferry_journal::Journal;
-use vmferry_machine::{Machine, MachineConfig};
+use vmferry_machine::{DiskStats, Machine, MachineConfig};
 use vmferry_protocol::ids::Token;
 use vmferry_protocol::message::VmShape;
 use vmferry_transports::Listener;
 
-use actor::{Arrival, Cancel};
+use actor::{Arrival, Cancel, SettleByOperator};
 
 /// How a machine is to be received.
 #[derive(Clone, Debug)]
@@ -59,6 +59,8 @@ pub struct Arrived {
 pub struct DestinationEnd {
     /// Why nothing arrived, in words; none where the guest is here.
     pub failure: Option<String>,
+    /// Storage IO of the machine, where one was made.
+    pub io: Option<DiskStats>,
     /// Most memory used beyond the guest's RAM, in bytes.
     pub peak_extra_rss_bytes: u64,
 }
@@ -73,11 +75,23 @@ pub struct DestinationHandle {
     addr: Addr<Arrival>,
 }
 
-/// Something that can cancel a reception.
+/// An operator's hand on a reception.
 #[derive(Clone, Debug)]
-pub struct Canceller(Addr<Arrival>);
+pub struct Operator(Addr<Arrival>);
 
-impl Canceller {
+impl Operator {
+    /// Vouches that the source's host will write to the guest's disks no more, so that what waits
+    /// for its writes goes on. Returns how many writes that are.
+    ///
+    /// # Errors
+    /// In words, where that is not to be said, or the reception is over.
+    pub async fn settle_storage(&self) -> Result<u64, String> {
+        match self.0.send(SettleByOperator).await {
+            Ok(settled) => settled,
+            Err(_) => Err("the migration is over".to_owned()),
+        }
+    }
+
     /// Cancels, or asks the source to.
     pub fn cancel(&self) {
         self.0.do_send(Cancel);
@@ -85,10 +99,10 @@ impl Canceller {
 }
 
 impl DestinationHandle {
-    /// What can cancel it.
+    /// What can cancel it, and more.
     #[must_use]
-    pub fn canceller(&self) -> Canceller {
-        Canceller(self.addr.clone())
+    pub fn operator(&self) -> Operator {
+        Operator(self.addr.clone())
     }
 }
 

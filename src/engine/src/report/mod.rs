@@ -159,6 +159,39 @@ pub struct TrackerCost {
     pub sparse: f64,
 }
 
+/// What became of storage IO that was in flight at the pause.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct IoReport {
+    /// Requests that the storage had when the vCPUs stood still.
+    pub in_flight_at_pause: u64,
+    /// Of these, such as ended by themselves before the rest was handed over.
+    pub ended_in_pause: u64,
+    /// Handed over, to be reissued at once.
+    pub cancelled: u64,
+    /// Handed over as writes that may still happen: what overlaps them waits until they are
+    /// settled.
+    pub unsettled: u64,
+    /// Issued again by the destination.
+    pub reissued: u64,
+    /// The longest that a range was kept closed until a write of the source was settled, in
+    /// milliseconds.
+    pub fence_wait_ms: f64,
+    /// From the resumption until every vCPU had seen a request completed, in milliseconds.
+    pub first_after_resume_ms: Option<f64>,
+    /// The guest's verdict while writes were unsettled, where there were any.
+    pub verify_unsettled: Option<String>,
+    /// How long the journals of both sides took to be on disk, in milliseconds.
+    pub journal_flush_ms: f64,
+    /// From the guest's resumption until all unsettled writes were settled, in milliseconds; none
+    /// where they are not.
+    pub settled_ms: Option<f64>,
+    /// Acknowledged writes that the disk does not hold, as the guest's ledger says; none where
+    /// nobody asked.
+    pub lost: Option<u64>,
+    /// Requests that were completed more than once, as the guest says.
+    pub duplicated: Option<u64>,
+}
+
 /// Why a tracker was chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrackerChoice {
@@ -249,6 +282,9 @@ pub struct MigrationReport {
     pub vcpu_run_delay_ms: f64,
     /// What the guest lost.
     pub guest: GuestReport,
+    /// Storage IO at the switchover, where there was one.
+    #[serde(default)]
+    pub io: Option<IoReport>,
     /// Most memory used beyond the guest's RAM and what the process used before, at the source.
     pub peak_extra_rss_bytes: u64,
     /// The same at the destination.

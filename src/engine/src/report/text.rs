@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use vmferry_protocol::PAGE_SIZE;
 
-use super::{CodecReport, MigrationReport, ReportOutcome};
+use super::{CodecReport, IoReport, MigrationReport, ReportOutcome};
 
 const MIB: f64 = (1 << 20) as f64;
 
@@ -31,6 +31,7 @@ pub fn render(r: &MigrationReport) -> String {
     let _ = write_passes(&mut out, r);
     let _ = write_codecs(&mut out, r);
     let _ = write_notifications(&mut out, r);
+    let _ = write_io(&mut out, r);
     let _ = write_guest(&mut out, r);
     out
 }
@@ -188,6 +189,37 @@ fn write_notifications(out: &mut String, r: &MigrationReport) -> std::fmt::Resul
         "  writes     {} notifications for {} pages · {:.2} ms stall, longest {:.2} ms{throttled}",
         n.answered, n.pages_released, n.stall_ms, n.longest_stall_ms
     )
+}
+
+fn write_io(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
+    let Some(io) = r.io.as_ref().filter(|io| **io != IoReport::default()) else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "  storage    {} in flight at the pause · {} ended · {} cancelled · {} unsettled · {} \
+         reissued",
+        io.in_flight_at_pause, io.ended_in_pause, io.cancelled, io.unsettled, io.reissued
+    )?;
+    let counted = |n: Option<u64>| n.map_or_else(|| "–".to_owned(), |n| n.to_string());
+    writeln!(
+        out,
+        "             first completed {} after resumption · longest fence {:.1} ms · settled after {} \
+         · journals {:.2} ms · lost {} · duplicated {}",
+        or_dash(io.first_after_resume_ms, " ms", 1),
+        io.fence_wait_ms,
+        or_dash(io.settled_ms, " ms", 1),
+        io.journal_flush_ms,
+        counted(io.lost),
+        counted(io.duplicated)
+    )?;
+    match &io.verify_unsettled {
+        Some(verdict) => writeln!(
+            out,
+            "             VERIFY {verdict} while writes were unsettled"
+        ),
+        None => Ok(()),
+    }
 }
 
 fn write_guest(out: &mut String, r: &MigrationReport) -> std::fmt::Result {

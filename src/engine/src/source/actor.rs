@@ -10,7 +10,7 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use tokio::sync::{oneshot, watch};
 use vmferry_journal::Journal;
-use vmferry_machine::Machine;
+use vmferry_machine::{HeldIo, IoEvent, Machine};
 use vmferry_memory::GuestRam;
 use vmferry_protocol::message::VmShape;
 use vmferry_protocol::policy::READ_BUDGET;
@@ -19,7 +19,7 @@ use vmferry_protocol::{PAGE_SIZE, RamLayout};
 use vmferry_tracker::{DirtyTracker, PassFacts, Throttle};
 use vmferry_transports::Connector;
 
-use super::summary::summarise;
+use super::summary::{io_report, summarise};
 use super::{Live as LiveProgress, SourceEnd, SourceOptions, Told};
 use crate::SOFTWARE;
 use crate::actors::Settle;
@@ -72,6 +72,8 @@ pub(crate) struct Migration {
     compression: Arc<Compression>,
     run_delay_before: Duration,
     run_delay_at_pause: Option<Duration>,
+    /// Storage IO at the pause.
+    held: Option<HeldIo>,
     progress: watch::Sender<Option<LiveProgress>>,
     end: Option<oneshot::Sender<SourceEnd>>,
 }
@@ -164,6 +166,7 @@ impl Migration {
             compression,
             run_delay_before: threads::vcpus().waited,
             run_delay_at_pause: None,
+            held: None,
             progress,
             end: Some(end),
         })
@@ -280,8 +283,7 @@ impl Migration {
                 self.watch.stop();
                 team.hands.do_send(Do::Pause(machine));
             }
-            // This machine has no storage whose jobs could be in flight.
-            SourceOutput::CancelIo => ctx.notify(Told(SourceEvent::IoCancelled)),
+            SourceOutput::CancelIo => team.hands.do_send(Do::Hold(machine)),
             SourceOutput::SaveState => team.hands.do_send(Do::Save(machine)),
             SourceOutput::Persist(persist) => team.journal.do_send(Write(persist)),
             SourceOutput::ResumeGuest { run } => {
@@ -359,6 +361,10 @@ impl Migration {
                 report.peak_extra_rss_bytes = this.meter.peak();
                 report.fingerprint_bytes = this.sent.as_ref().map_or(0, |sent| sent.bytes());
                 report.vcpu_run_delay_ms = run_delay.as_secs_f64() * 1e3;
+                report.io = this
+                    .held
+                    .as_ref()
+                    .map(|held| io_report(held, this.core.stats()));
                 let _ = end.send(SourceEnd {
                     outcome,
                     report,
@@ -382,6 +388,12 @@ impl Actor for Migration {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
+        let told = ctx.address().recipient::<Told>();
+        self.machine.disks().watch(Arc::new(move |event| {
+            if let IoEvent::Settled(settlement) = event {
+                told.do_send(Told(SourceEvent::IoSettled(vec![settlement])));
+            }
+        }));
         if let Some(parts) = self.parts.take() {
             let team = self.assemble(parts, ctx);
             team.transport.do_send(Connect {
@@ -434,9 +446,14 @@ impl Handler<Done> for Migration {
     fn handle(&mut self, Done { what, result, .. }: Done, ctx: &mut Context<Self>) {
         let event = match (what, result) {
             (What::Pause, Ok(())) => SourceEvent::Paused,
+            (What::Hold(held), Ok(())) => {
+                let jobs = held.jobs.clone();
+                self.held = Some(held);
+                SourceEvent::IoCancelled { jobs }
+            }
             (What::Save(blob), Ok(())) => SourceEvent::StateSaved { blob },
             (What::Resume, Ok(())) => SourceEvent::Resumed,
-            (What::Restore | What::Stop, _) => return,
+            (What::Restore(_) | What::Stop, _) => return,
             (What::Resume, Err(detail)) => SourceEvent::ResumeFailed {
                 detail: format!("resuming the guest failed: {detail}"),
             },

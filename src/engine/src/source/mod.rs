@@ -180,7 +180,9 @@ fn shape_of(machine: &dyn Machine) -> Result<VmShape, String> {
 /// runtime of several threads.
 ///
 /// # Errors
-/// What is wrong, in words; nothing has happened then.
+/// What is wrong, in words; nothing has happened then. Disks that cannot be used from another host
+/// are among it, and disks with jobs of a former owner that are not settled: who owns what would
+/// be known to nobody.
 pub fn start(
     machine: Arc<dyn Machine>,
     connector: Arc<dyn Connector>,
@@ -194,6 +196,7 @@ pub fn start(
         ));
     }
     let shape = shape_of(&*machine)?;
+    machine.disks().may_move()?;
     let tracker = machine
         .tracker(options.tracker)
         .map_err(|e| vmferry_protocol::errors::chain(&e))?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vmferry_codecs::CodecId;
-use vmferry_machine::Machine;
+use vmferry_machine::{HeldIo, Machine};
 use vmferry_protocol::PAGE_SIZE;
 use vmferry_protocol::ids::Time;
 use vmferry_protocol::message::AbortCode;
@@ -14,7 +14,7 @@ use vmferry_tracker::NotificationCosts;
 use super::SourceOptions;
 use crate::compression::tally::{Tally, Used};
 use crate::report::{
-    BlackoutBreakdown, CodecReport, DecisionReport, GuestReport, MigrationReport,
+    BlackoutBreakdown, CodecReport, DecisionReport, GuestReport, IoReport, MigrationReport,
     NotificationReport, PassReport, ReportOutcome,
 };
 
@@ -98,6 +98,25 @@ fn breakdown(parts: [Duration; 8]) -> BlackoutBreakdown {
     }
 }
 
+/// What became of storage IO, as far as the source knows.
+pub(super) fn io_report(held: &HeldIo, stats: &SourceStats) -> IoReport {
+    let t = &stats.timeline;
+    let there = stats
+        .prepared
+        .flush_us
+        .saturating_add(stats.resumed.flush_us);
+    let here = t.relinquished.saturating_sub(t.prepared);
+    IoReport {
+        in_flight_at_pause: u64::from(held.in_flight),
+        ended_in_pause: u64::from(held.completed),
+        cancelled: u64::from(held.cancelled),
+        unsettled: u64::from(held.unsettled),
+        journal_flush_ms: ms(here + Duration::from_micros(there)),
+        settled_ms: (!t.settled.is_zero()).then(|| ms(t.settled.saturating_sub(t.resumed))),
+        ..IoReport::default()
+    }
+}
+
 /// The report of a migration that has ended; the guest's and the memory's parts are empty.
 pub(super) fn summarise(
     machine: &dyn Machine,
@@ -152,6 +171,7 @@ pub(super) fn summarise(
         notifications: notifications(costs),
         vcpu_run_delay_ms: 0.0,
         guest: GuestReport::default(),
+        io: None,
         peak_extra_rss_bytes: 0,
         peak_extra_rss_destination_bytes: None,
     }

@@ -13,7 +13,8 @@ const APIC_VERSION: u8 = 0x14;
 const IO_APIC_VERSION: u8 = 0x11;
 const SPEC_1_4: u8 = 4;
 const ISA_BUS: u8 = 0;
-const ISA_IRQS: u8 = 16;
+/// All pins of the I/O APIC: those beyond the ISA bus's are the disks'.
+const PINS: u8 = 24;
 /// Interrupt types.
 const INT: u8 = 0;
 const NMI: u8 = 1;
@@ -34,7 +35,7 @@ pub(super) fn table(vcpus: u32) -> Vec<u8> {
     entries.push([&[1, ISA_BUS][..], b"ISA   "].concat());
     let io_apic = [2, io_apic_id, IO_APIC_VERSION, 1];
     entries.push([&io_apic[..], &IO_APIC.to_le_bytes()].concat());
-    for irq in 0..ISA_IRQS {
+    for irq in 0..PINS {
         entries.push(vec![3, INT, 0, 0, ISA_BUS, irq, io_apic_id, irq]);
     }
     entries.push(vec![4, EXT_INT, 0, 0, ISA_BUS, 0, 0, 0]);
@@ -76,12 +77,12 @@ mod tests {
             let all = table(vcpus);
             let (pointer, table) = all.split_at(16);
             assert_eq!((checksum(pointer), checksum(table)), (0, 0));
-            assert_eq!(table.len(), 44 + vcpus as usize * 20 + 20 * 8);
+            assert_eq!(table.len(), 44 + vcpus as usize * 20 + 28 * 8);
             assert_eq!(
                 usize::from(table[4]) | usize::from(table[5]) << 8,
                 table.len()
             );
-            assert_eq!(u32::from(table[34]), vcpus + 20);
+            assert_eq!(u32::from(table[34]), vcpus + 28);
             assert!(all.len() <= 1024);
         }
     }

@@ -1,7 +1,9 @@
-//! Devices on I/O ports: a 16550, the debug port, the two ports that reset a PC, and the built-in
-//! workload's port. Nothing here knows of KVM but the line that the serial port interrupts by.
+//! Devices: disks, and on I/O ports a 16550, the debug port, the two ports that reset a PC, and the
+//! built-in workload's port. Nothing here knows of KVM but the line that the serial port
+//! interrupts by.
 
 mod console;
+pub(crate) mod virtio;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,7 +15,8 @@ use vm_superio::{Serial, Trigger};
 use vmferry_guest::abi;
 
 use crate::{EventSink, MachineConfig, MachineError, MachineEvent, Recorder, lock};
-use console::Output;
+pub(crate) use console::Output;
+use virtio::Disks;
 
 const SERIAL_BASE: u16 = 0x3f8;
 const SERIAL_LAST: u16 = SERIAL_BASE + 7;
@@ -67,6 +70,7 @@ pub(crate) struct Devices {
     debug: Mutex<Output>,
     /// Where the built-in workload runs.
     workload: Option<Arc<Recorder>>,
+    pub(crate) disks: Arc<Disks>,
     events: EventSink,
 }
 
@@ -79,6 +83,7 @@ impl Devices {
         config: &MachineConfig,
         vm: Arc<VmFd>,
         workload: Option<Arc<Recorder>>,
+        disks: Arc<Disks>,
         events: EventSink,
     ) -> Result<Self, MachineError> {
         let irq = IrqLine(vm);
@@ -90,6 +95,7 @@ impl Devices {
             irq,
             debug: Mutex::new(Output::open("the debug console", &config.debugcon)?),
             workload,
+            disks,
             events,
         })
     }
@@ -143,6 +149,7 @@ impl Devices {
     fn workload_out(&self, recorder: &Recorder, vcpu: u32, port: u16, value: u32) -> Effect {
         match port {
             abi::PORT_HEARTBEAT => recorder.beat(vcpu, value),
+            abi::PORT_DISK => recorder.disk_beat(vcpu, value),
             abi::PORT_SLEEP => {
                 let us = value.min(abi::MAX_SLEEP_US);
                 return Effect::Sleep(Duration::from_micros(u64::from(us)));
@@ -202,8 +209,9 @@ impl Devices {
         Ok(())
     }
 
-    /// Closes the consoles; output is dropped from here on.
+    /// Closes disks and consoles; output is dropped from here on.
     pub(crate) fn close(&self) {
+        self.disks.retire();
         *lock(&self.serial).writer_mut() = Output::None;
         *lock(&self.debug) = Output::None;
     }

@@ -35,7 +35,8 @@ impl Saved {
         }
         match (&self.workload, &config.boot) {
             (Some(w), Boot::Workload { .. }) => {
-                if w.work.len() != n || w.commands.len() != n || w.unready as usize > n {
+                let lengths = [w.work.len(), w.disk.len(), w.commands.len()];
+                if lengths != [n; 3] || w.unready as usize > n {
                     return Err("the workload's records do not fit the vCPUs".to_owned());
                 }
             }
@@ -160,6 +161,7 @@ mod tests {
             serial: Console::None,
             debugcon: Console::None,
             dirty_rings: false,
+            disks: Vec::new(),
         }
     }
 
@@ -194,6 +196,7 @@ mod tests {
                 input: vec![1],
             },
             workload: None,
+            disks: Vec::new(),
         }
     }
 

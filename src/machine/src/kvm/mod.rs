@@ -7,6 +7,7 @@ mod check;
 mod clock;
 mod cpuid;
 mod crash;
+mod disks;
 mod entry;
 mod error;
 mod features;
@@ -33,6 +34,7 @@ use vmferry_tracker::{DirtyRings, DirtyTracker, KvmSide, TrackerError, TrackerKi
 use crate::boot::{self, Image};
 use crate::config::{Boot, MachineConfig};
 use crate::devices::Devices;
+use crate::devices::virtio::{Disks, OpenDisk, Role};
 use crate::gate::{Gate, Wanted};
 use crate::{EventSink, Machine, MachineError, MachineEvent, MachineState, Recorder, arena, lock};
 use state::Saved;
@@ -148,10 +150,13 @@ impl KvmMachine {
     ///
     /// # Errors
     /// [`MachineError::Config`], [`MachineError::NoKvm`], [`MachineError::Kvm`],
-    /// [`MachineError::File`] for a console, [`MachineError::Memory`], [`MachineError::Threads`].
+    /// [`MachineError::File`] for a console, [`MachineError::Memory`], [`MachineError::Disk`],
+    /// [`MachineError::Threads`].
     pub(crate) fn create(
         config: &MachineConfig,
         events: EventSink,
+        role: Role,
+        opener: &OpenDisk,
     ) -> Result<Arc<dyn Machine>, MachineError> {
         arena::check_vcpus(config.vcpus)?;
         let ram = Arc::new(GuestRam::new(config.ram_bytes)?);
@@ -165,6 +170,8 @@ impl KvmMachine {
         kick::install_handler()?;
         let vm = vm::create(&ram, config.vcpus, config.dirty_rings)?;
         let (fd, sink) = (Arc::clone(&vm.fd), Arc::clone(&events));
+        let disks = Disks::open(config, &ram, role, opener)?;
+        disks::wire(&fd, &disks)?;
         let machine = Self {
             config: config.clone(),
             shared: Arc::new(Shared {
@@ -172,7 +179,7 @@ impl KvmMachine {
                     .zip(vm.vcpus)
                     .map(|(index, fd)| Vcpu::new(index, fd))
                     .collect(),
-                devices: Devices::new(config, fd, recorder.clone(), sink)?,
+                devices: Devices::new(config, fd, recorder.clone(), disks, sink)?,
                 rings: vm.rings,
                 vm: vm.fd,
                 ram,
@@ -227,12 +234,15 @@ impl KvmMachine {
                 kernel,
                 initrd,
                 cmdline,
-            } => Image {
-                kernel: Ok(kernel),
-                initrd: initrd.as_deref(),
-                cmdline,
-                mp_table: Some(self.config.vcpus),
-            },
+            } => {
+                line = disks::command_line(cmdline, &shared.devices.disks);
+                Image {
+                    kernel: Ok(kernel),
+                    initrd: initrd.as_deref(),
+                    cmdline: &line,
+                    mp_table: Some(self.config.vcpus),
+                }
+            }
         };
         let address = boot::load(&shared.ram, &image)?;
         for vcpu in &shared.vcpus {
@@ -256,6 +266,10 @@ impl Machine for KvmMachine {
 
     fn ram(&self) -> &Arc<GuestRam> {
         &self.shared.ram
+    }
+
+    fn disks(&self) -> &Arc<Disks> {
+        &self.shared.devices.disks
     }
 
     fn cpu_features(&self) -> Vec<String> {
@@ -283,6 +297,7 @@ impl Machine for KvmMachine {
         let mut state = self.shared.state();
         match *state {
             MachineState::Paused => {
+                self.shared.devices.disks.release();
                 *state = MachineState::Running;
                 self.shared.gate.set(Wanted::Run);
                 Ok(())

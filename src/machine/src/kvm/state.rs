@@ -13,11 +13,12 @@ use serde::{Deserialize, Serialize};
 use super::msrs::Msr;
 use crate::config::MAX_VCPUS;
 use crate::devices::SavedSerial;
+use crate::devices::virtio::SavedDisk;
 use crate::workload::RecorderState;
 
-/// Longest saved state, in bytes: several times what eight vCPUs need. Decoded, nothing becomes
-/// more than ten times as large.
-const MAX_BYTES: usize = 512 << 10;
+/// Longest saved state, in bytes: several times what eight vCPUs need, and disks with all that they
+/// have in flight. Decoded, nothing becomes more than some twenty times as large.
+const MAX_BYTES: usize = 8 << 20;
 const MAGIC: [u8; 4] = *b"vmfK";
 /// Version of the sections' encoding.
 const VERSION: u16 = 1;
@@ -26,7 +27,8 @@ const MACHINE: (u16, u16) = (1, 1);
 const VCPU: (u16, u16) = (2, 1);
 const BOARD: (u16, u16) = (3, 1);
 const SERIAL: (u16, u16) = (4, 1);
-const WORKLOAD: (u16, u16) = (5, 1);
+const WORKLOAD: (u16, u16) = (5, 2);
+const DISKS: (u16, u16) = (6, 1);
 
 #[derive(Serialize, Deserialize)]
 struct Envelope<'a> {
@@ -129,6 +131,8 @@ pub(super) struct Saved {
     pub(super) board: Board,
     pub(super) serial: SavedSerial,
     pub(super) workload: Option<RecorderState>,
+    /// There is no section where there are none.
+    pub(super) disks: Vec<SavedDisk>,
 }
 
 impl Saved {
@@ -145,6 +149,9 @@ impl Saved {
         parts.push((SERIAL, bytes(&self.serial)?));
         if let Some(workload) = &self.workload {
             parts.push((WORKLOAD, bytes(workload)?));
+        }
+        if !self.disks.is_empty() {
+            parts.push((DISKS, bytes(&self.disks)?));
         }
         let sections = parts
             .iter()
@@ -212,6 +219,7 @@ impl TryFrom<&[u8]> for Saved {
             ));
         }
         let (mut shape, mut board, mut serial, mut workload) = (None, None, None, None);
+        let mut disks = None;
         let mut vcpus = Vec::new();
         for Section {
             kind,
@@ -225,6 +233,7 @@ impl TryFrom<&[u8]> for Saved {
                 VCPU => return Err("it has too many vCPUs".to_owned()),
                 BOARD => once(&mut board, "board", value("board", data)?)?,
                 SERIAL => once(&mut serial, "serial", value("serial", data)?)?,
+                DISKS => once(&mut disks, "disks", value("disks", data)?)?,
                 WORKLOAD => once(&mut workload, "workload", value("workload", data)?)?,
                 _ => {
                     return Err(format!(
@@ -241,6 +250,7 @@ impl TryFrom<&[u8]> for Saved {
             board: board.ok_or_else(|| lacks("board"))?,
             serial: serial.ok_or_else(|| lacks("serial"))?,
             workload,
+            disks: disks.unwrap_or_default(),
         })
     }
 }

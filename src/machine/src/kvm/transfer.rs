@@ -21,7 +21,7 @@ use crate::{MachineConfig, MachineError};
 /// The state of `shared`'s vCPUs and devices, which stand still.
 ///
 /// # Errors
-/// [`MachineError::Kvm`].
+/// [`MachineError::Kvm`]; [`MachineError::State`] where its disks are not held.
 pub(super) fn save(shared: &Shared, config: &MachineConfig) -> Result<Saved, MachineError> {
     let host = &shared.host;
     let moment = Moment::now();
@@ -61,6 +61,7 @@ pub(super) fn save(shared: &Shared, config: &MachineConfig) -> Result<Saved, Mac
         board: save_board(&shared.vm, moment)?,
         serial: shared.devices.save_serial(),
         workload: shared.recorder.as_ref().map(|r| r.save()),
+        disks: shared.devices.disks.save().map_err(MachineError::State)?,
     })
 }
 
@@ -163,6 +164,7 @@ pub(super) fn restore(shared: &Shared, saved: &Saved) -> Result<(), String> {
         recorder.restore(state)?;
     }
     shared.devices.restore_serial(&saved.serial)?;
+    shared.devices.disks.restore(&saved.disks)?;
     let scale = saved.needs_tsc_scaling(&shared.host);
     for (vcpu, state) in shared.vcpus.iter().zip(&saved.vcpus) {
         if scale {

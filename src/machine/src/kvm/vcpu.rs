@@ -114,8 +114,8 @@ fn enter(shared: &Shared, vcpu: &Vcpu, seat: &Seat) -> Out {
                 Effect::Reset(how) => return Out::Reset(how.to_owned()),
             },
             Ok(VcpuExit::IoIn(port, data)) => devices.port_in(vcpu.index, port, data),
-            Ok(VcpuExit::MmioRead(_, data)) => data.fill(0xff),
-            Ok(VcpuExit::MmioWrite(..)) => {}
+            Ok(VcpuExit::MmioRead(addr, data)) => devices.disks.mmio_read(addr, data),
+            Ok(VcpuExit::MmioWrite(addr, data)) => devices.disks.mmio_write(addr, data),
             Ok(VcpuExit::Intr) => return Out::Interrupted,
             // A vCPU that waits for its start is interrupted so, too.
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => return Out::Interrupted,

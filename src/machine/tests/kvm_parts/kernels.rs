@@ -225,5 +225,6 @@ pub(crate) fn kernel_config(kernel: PathBuf, vcpus: u32) -> MachineConfig {
         serial: Console::None,
         debugcon: Console::None,
         dirty_rings: false,
+        disks: Vec::new(),
     }
 }

@@ -10,7 +10,7 @@ use crate::rig::{Rig, config, has_kvm};
 
 /// What creating and booting it fails with, with all its causes.
 fn refusal(config: &MachineConfig) -> String {
-    let machine = create(config, std::sync::Arc::new(|_| {}));
+    let machine = create(config, std::sync::Arc::new(|_| {}), Role::Owner);
     let error = machine.and_then(|m| m.boot()).unwrap_err();
     assert!(matches!(
         error,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vmferry_guest::abi;
 use vmferry_machine::{
-    Boot, Console, Machine, MachineConfig, MachineError, MachineEvent, MachineKind, create,
+    Boot, Console, Machine, MachineConfig, MachineError, MachineEvent, MachineKind, Role, create,
 };
 use vmferry_protocol::PageRange;
 
@@ -38,6 +38,7 @@ pub(crate) fn config(cmdline: &str, vcpus: u32) -> MachineConfig {
         serial: Console::None,
         debugcon: Console::None,
         dirty_rings: false,
+        disks: Vec::new(),
     }
 }
 
@@ -56,7 +57,7 @@ impl Rig {
     pub(crate) fn try_create(config: &MachineConfig) -> Result<Self, MachineError> {
         let (send, events) = channel();
         let sink = Arc::new(move |event| drop(send.send(event)));
-        let machine = create(config, sink)?;
+        let machine = create(config, sink, Role::Owner)?;
         Ok(Self { machine, events })
     }
 

@@ -9,6 +9,7 @@
 //! on page streams with this migration's preamble. A prepared destination may wait for very long:
 //! only the source's word or the end of its process frees the machine.
 
+mod storage;
 mod types;
 
 use std::collections::VecDeque;
@@ -21,6 +22,7 @@ use crate::message::{AbortCode, Hello, Message, Prepared, Resumed, RunState};
 use crate::ownership::{Persist, Record, Stored};
 use crate::version::{Speaks, negotiate};
 use crate::wire::digest;
+use storage::{Adopted, micros};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -38,6 +40,8 @@ enum State {
     Resuming,
     Owner {
         until: Time,
+        /// The source has nothing more to say.
+        bye: bool,
     },
     /// `discarded` is being written.
     Discarding {
@@ -64,6 +68,7 @@ pub struct Destination {
     last_heard: Time,
     prepared: Prepared,
     resumed: Resumed,
+    adopted: Adopted,
 }
 
 const PERSIST_AGAIN: Duration = Duration::from_secs(1);
@@ -89,6 +94,7 @@ impl Destination {
             last_heard: now,
             prepared: Prepared::default(),
             resumed: Resumed::default(),
+            adopted: Adopted::default(),
         }
     }
 
@@ -117,8 +123,7 @@ impl Destination {
             .then(|| self.last_heard + self.config.silence);
         match self.state {
             State::Finished => None,
-            State::Owner { until } => Some(silence.map_or(until, |s| s.min(until))),
-            _ => silence,
+            _ => silence.into_iter().chain(self.lingers_until()).min(),
         }
     }
 
@@ -131,9 +136,7 @@ impl Destination {
             );
             self.connection_lost(detail);
         }
-        if let State::Owner { until } = self.state
-            && now >= until
-        {
+        if self.lingers_until().is_some_and(|until| now >= until) {
             self.finish(DestinationOutcome::Completed);
         }
     }
@@ -167,22 +170,25 @@ impl Destination {
                 let detail = "pages came before they were asked for, or after all had come";
                 self.fail(AbortCode::Protocol, detail.to_owned());
             }
-            (DestinationEvent::StateRestored { took }, State::Restoring) => {
+            (DestinationEvent::StateRestored { took, jobs }, State::Restoring) => {
                 self.prepared.restore_us = micros(took);
+                self.adopted = Adopted::new(jobs);
                 self.state = State::WritingPrepared;
-                self.persist(Record::Prepared);
+                if let Some(migration) = self.migration {
+                    self.persist_prepared(migration);
+                }
             }
+            (DestinationEvent::JobsCompleted(keys), _) => self.jobs_completed(&keys),
             (DestinationEvent::Persisted { stored, took }, _) => {
                 self.persisted(&stored, took);
             }
             (DestinationEvent::PersistFailed { detail }, _) => self.persist_failed(detail),
             (DestinationEvent::Resumed { took }, State::Resuming) => {
                 self.resumed.resume_us = micros(took);
-                self.state = State::Owner {
-                    until: now + self.config.linger,
-                };
+                self.linger(now);
                 self.outputs.push_back(DestinationOutput::Arrived);
                 self.send(Message::Resumed(self.resumed));
+                self.write_next();
             }
             (DestinationEvent::CancelRequested, _) => self.cancel(),
             (DestinationEvent::Failed { detail }, _) => self.fail(AbortCode::Failed, detail),
@@ -228,7 +234,11 @@ impl Destination {
             // Said again after a reconnect.
             (Message::Commit, State::TakingOver | State::Resuming) => {}
             (Message::Commit, State::Owner { .. }) => self.send(Message::Resumed(self.resumed)),
-            (Message::Bye, State::Owner { .. }) => self.finish(DestinationOutcome::Completed),
+            (
+                Message::Settled { settlements },
+                State::Prepared | State::TakingOver | State::Resuming | State::Owner { .. },
+            ) => self.told_settled(settlements),
+            (Message::Bye, State::Owner { .. }) => self.source_said_bye(),
             (
                 Message::Abort {
                     code,
@@ -330,7 +340,7 @@ impl Destination {
 
     fn persisted(&mut self, stored: &Stored, took: Duration) {
         match (stored.record(), &self.state) {
-            (Record::Prepared(_), State::WritingPrepared) => {
+            (Some(Record::Prepared(_)), State::WritingPrepared) => {
                 self.prepared.flush_us = micros(took);
                 self.state = State::Prepared;
                 let prepared = self.prepared;
@@ -344,17 +354,18 @@ impl Destination {
                     self.outputs.push_back(DestinationOutput::AwaitReconnect);
                 }
             }
-            (Record::Owner(_), State::TakingOver) => {
+            (Some(Record::Owner(_)), State::TakingOver) => {
                 self.resumed.flush_us = micros(took);
                 self.state = State::Resuming;
                 let run = self.run_state == RunState::Running;
                 self.outputs
                     .push_back(DestinationOutput::ResumeGuest { run });
             }
-            (Record::Discarded(_), State::Discarding { detail }) => {
+            (Some(Record::Discarded(_)), State::Discarding { detail }) => {
                 let detail = detail.clone();
                 self.discard(detail);
             }
+            (_, State::Owner { .. }) => self.jobs_written(stored.records()),
             _ => {}
         }
     }
@@ -378,6 +389,7 @@ impl Destination {
                 let detail = detail.clone();
                 self.discard(detail);
             }
+            State::Owner { .. } => self.jobs_not_written(),
             _ => {}
         }
     }
@@ -453,12 +465,8 @@ impl Destination {
         self.finish(DestinationOutcome::Aborted { detail });
     }
 
-    fn finish(&mut self, outcome: DestinationOutcome) {
+    pub(super) fn finish(&mut self, outcome: DestinationOutcome) {
         self.state = State::Finished;
         self.outputs.push_back(DestinationOutput::Finished(outcome));
     }
-}
-
-fn micros(took: Duration) -> u64 {
-    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::ids::{ChunkId, MigrationId, Token};
 use crate::message::{Message, VmShape};
 use crate::ownership::{Persist, Stored};
+use crate::storage::{JobKey, JobRecord, Settlement};
 
 /// What a destination must know before it begins.
 #[derive(Clone, Debug)]
@@ -43,7 +44,11 @@ pub enum DestinationEvent {
     StateRestored {
         /// How long it took.
         took: Duration,
+        /// Storage jobs that came with it.
+        jobs: Vec<JobRecord>,
     },
+    /// The guest has been told how these storage jobs ended, which came with it.
+    JobsCompleted(Vec<JobKey>),
     /// A record is on disk.
     Persisted {
         /// The proof.
@@ -98,7 +103,9 @@ pub enum DestinationOutput {
         /// How long to wait first.
         after: Duration,
     },
-    /// The guest is this host's: let it run, if `run`.
+    /// Storage jobs of the source will not change a disk any more: what waits for them need not.
+    Settle(Vec<Settlement>),
+    /// The guest is this host's: let it run, if `run`; its storage jobs go on in any case.
     ResumeGuest {
         /// Whether it ran before.
         run: bool,

@@ -13,11 +13,14 @@
 //!   `ChunkUnchanged` where there is nothing to send.
 //! - A harvest clears nothing; a chunk's pages are protected when it is sent, then read.
 //! - Work that an abort has overtaken may be finished or dropped; what it answers is ignored.
+//! - `IoSettled` may be told from `IoCancelled` on, in any state; what is told of jobs that were not
+//!   handed over as unsettled is ignored.
 //! - After `ResumeGuest` the migration may go on for some seconds, until the destination has heard
 //!   of it; the guest already runs. `Finished` is the last output, on which all is closed.
 
 mod precopy;
 mod progress;
+mod settling;
 mod switchover;
 mod timers;
 mod types;
@@ -35,6 +38,7 @@ use crate::pending::PendingSet;
 use crate::policy::predicted_blackout;
 use crate::version::Speaks;
 use crate::wire::MAX_DATA_PAGES;
+use settling::HandedOver;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
@@ -57,6 +61,13 @@ enum State {
         connected: bool,
         give_up_at: Time,
         attempts: u32,
+    },
+    /// The guest runs at the destination; storage jobs of this side are still in flight.
+    Settling {
+        connected: bool,
+        attempts: u32,
+        /// When the last connection was lost.
+        lost: Time,
     },
     Releasing,
     Resuming(Outcome),
@@ -86,6 +97,7 @@ pub struct Source {
     changed_before: PageSet,
     /// Hot pages that this pass leaves out.
     deferred: PageSet,
+    handed_over: HandedOver,
     throttled: Option<u64>,
     final_chunk_pages: u64,
     /// Chunks handed to the page streams, and chunks of which nothing was to be sent.
@@ -125,6 +137,7 @@ impl Source {
             changed: PageSet::new(&config.shape.ram),
             changed_before: PageSet::new(&config.shape.ram),
             deferred: PageSet::new(&config.shape.ram),
+            handed_over: HandedOver::default(),
             throttled: None,
             final_chunk_pages: MAX_DATA_PAGES,
             chunks_sent: 0,
@@ -151,9 +164,10 @@ impl Source {
         match (event, &self.state) {
             (_, State::Finished) => {}
             (SourceEvent::Connected, State::Connecting) => self.greet(now),
-            (SourceEvent::Connected, State::Handover { .. } | State::Telling { .. }) => {
-                self.rejoin(now);
-            }
+            (
+                SourceEvent::Connected,
+                State::Handover { .. } | State::Telling { .. } | State::Settling { .. },
+            ) => self.rejoin(now),
             (SourceEvent::ConnectionLost { detail }, _) => self.connection_lost(now, detail),
             (
                 SourceEvent::Harvested {
@@ -182,7 +196,10 @@ impl Source {
                 self.chunk_unchanged(now, &stats);
             }
             (SourceEvent::Paused, State::Pausing) => self.paused(now),
-            (SourceEvent::IoCancelled, State::CancellingIo) => self.io_cancelled(now),
+            (SourceEvent::IoCancelled { jobs }, State::CancellingIo) => {
+                self.io_cancelled(now, jobs);
+            }
+            (SourceEvent::IoSettled(settlements), _) => self.io_settled(settlements),
             (SourceEvent::StateSaved { blob }, State::SavingVm) => self.state_saved(now, blob),
             (SourceEvent::Persisted(stored), _) => self.persisted(now, &stored),
             (SourceEvent::PersistFailed { detail }, _) => self.persist_failed(now, detail),
@@ -235,6 +252,9 @@ impl Source {
             (Message::Ack { chunks }, _) => self.acknowledged(now, &chunks),
             (Message::Prepared(p), State::FinalSending) => self.prepared(now, p),
             (Message::Resumed(r), State::Handover { .. }) => self.resumed_there(now, r),
+            (Message::SettledAck { jobs }, State::Handover { .. } | State::Settling { .. }) => {
+                self.settled_there(&jobs);
+            }
             (Message::CancelRequest, _) => {
                 let detail = "cancelled at the destination".to_owned();
                 self.fail(now, AbortCode::Cancelled, detail);
@@ -245,7 +265,7 @@ impl Source {
                     phase,
                     detail,
                 },
-                State::Handover { .. },
+                State::Handover { .. } | State::Settling { .. },
             ) => {
                 // It has no right to: whatever it says, the guest may run there.
                 let detail =
@@ -268,7 +288,10 @@ impl Source {
                     format!("the destination gave up ({phase}): {detail}"),
                 );
             }
-            (Message::Resumed(_), State::Releasing) => {}
+            (
+                Message::Resumed(_) | Message::SettledAck { .. },
+                State::Releasing | State::Settling { .. },
+            ) => {}
             (other, state) => {
                 let detail = format!("{} makes no sense in {state:?}", other.name());
                 self.fail(now, AbortCode::Protocol, detail);
@@ -289,6 +312,7 @@ impl Source {
             phase: self.phase(),
             pass: self.pass,
             pages_left: self.pending.pages(),
+            jobs_unsettled: self.handed_over.left(),
             pages_total: self.stats.current.pages_considered,
             bytes_wire: self.stats.bytes_wire,
             throughput: self.stats.throughput(),
@@ -306,7 +330,10 @@ impl Source {
     /// Whether the right to run was given up.
     #[must_use]
     pub fn has_relinquished(&self) -> bool {
-        matches!(self.state, State::Handover { .. } | State::Releasing)
+        matches!(
+            self.state,
+            State::Handover { .. } | State::Settling { .. } | State::Releasing
+        )
     }
 
     fn phase(&self) -> Phase {
@@ -318,6 +345,7 @@ impl Source {
             State::Relinquishing { .. } | State::Handover { .. } | State::Releasing => {
                 Phase::Handover
             }
+            State::Settling { .. } => Phase::Settling,
             State::Resuming(_) | State::Telling { .. } => Phase::Aborting,
             State::Finished => Phase::Finished,
         }
@@ -387,6 +415,7 @@ impl Source {
                 let after = backoff(*attempts);
                 self.outputs.push_back(SourceOutput::Reconnect { after });
             }
+            State::Settling { .. } => self.settling_connection_lost(now),
             State::Releasing | State::Resuming(_) | State::Finished => {}
             State::Relinquishing { failed } => {
                 failed.get_or_insert((AbortCode::Failed, detail));
@@ -405,6 +434,7 @@ impl Source {
             | State::Resuming(_)
             | State::Telling { .. }
             | State::Handover { .. }
+            | State::Settling { .. }
             | State::Releasing => return,
             State::Relinquishing { failed } => {
                 // The record may be on disk any moment: what happens next depends on that.

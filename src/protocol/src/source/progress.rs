@@ -19,6 +19,8 @@ pub enum Phase {
     Switchover,
     /// The right to run is changing hands.
     Handover,
+    /// The guest runs at the destination; storage jobs of the source are still in flight.
+    Settling,
     /// The guest is being let run on at the source.
     Aborting,
     /// Over.
@@ -34,6 +36,9 @@ pub struct Progress {
     pub pass: u32,
     /// Pages of the pass not yet acknowledged.
     pub pages_left: u64,
+    /// Storage jobs handed over that may still change a disk, or of whose end the destination has
+    /// yet to confirm that it knows.
+    pub jobs_unsettled: u64,
     /// Pages of the pass.
     pub pages_total: u64,
     /// Bytes on the page streams so far.
@@ -100,6 +105,8 @@ pub struct Timeline {
     pub relinquished: Time,
     /// `Resumed` arrived.
     pub resumed: Time,
+    /// All unsettled storage jobs are settled there.
+    pub settled: Time,
 }
 
 /// Everything the source counts.

@@ -2,7 +2,7 @@
 
 use crate::ids::Time;
 use crate::message::{AbortCode, Message, Prepared, Resumed};
-use crate::ownership::{Persist, Record, Stored};
+use crate::ownership::{Record, Stored};
 use crate::pages::PageSet;
 use crate::wire::{MAX_DATA_PAGES, digest};
 
@@ -36,12 +36,6 @@ impl Source {
         self.stats.timeline.paused = now;
         self.state = State::CancellingIo;
         self.outputs.push_back(SourceOutput::CancelIo);
-    }
-
-    pub(super) fn io_cancelled(&mut self, now: Time) {
-        self.stats.timeline.io_cancelled = now;
-        self.state = State::SavingVm;
-        self.outputs.push_back(SourceOutput::SaveState);
     }
 
     /// The state goes first: it travels beside the last pages. Saving it may write to guest RAM,
@@ -94,14 +88,12 @@ impl Source {
         self.stats.timeline.prepared = now;
         self.stats.prepared = prepared;
         self.state = State::Relinquishing { failed: None };
-        let record = Record::Relinquished(self.config.migration);
-        self.outputs
-            .push_back(SourceOutput::Persist(Persist::new(record)));
+        self.relinquish();
     }
 
     pub(super) fn persisted(&mut self, now: Time, stored: &Stored) {
         match (stored.record(), &self.state) {
-            (Record::Relinquished(_), State::Relinquishing { .. }) => {
+            (Some(Record::Relinquished(_)), State::Relinquishing { .. }) => {
                 // Whatever failed meanwhile comes too late: from here on only forward.
                 self.stats.timeline.relinquished = now;
                 self.state = State::Handover {
@@ -110,13 +102,15 @@ impl Source {
                     attempts: 0,
                 };
                 if self.connected {
+                    self.tell_all_settled();
                     self.send(Message::Commit);
                 } else {
                     let after = std::time::Duration::ZERO;
                     self.outputs.push_back(SourceOutput::Reconnect { after });
                 }
             }
-            (Record::Released(_), State::Releasing) => {
+            (Some(Record::Released(_)), State::Releasing) => {
+                self.stats.timeline.settled = now;
                 self.send(Message::Bye);
                 self.outputs.push_back(SourceOutput::ForgetVm);
                 self.finish(Outcome::Completed);
@@ -148,7 +142,9 @@ impl Source {
     }
 
     pub(super) fn rejoin(&mut self, now: Time) {
-        if let State::Handover { connected, .. } = &mut self.state {
+        if let State::Handover { connected, .. } | State::Settling { connected, .. } =
+            &mut self.state
+        {
             *connected = true;
         }
         self.connected = true;
@@ -159,7 +155,11 @@ impl Source {
             token: self.config.token,
         });
         match &self.state {
-            State::Handover { .. } => self.send(Message::Commit),
+            State::Handover { .. } => {
+                self.tell_all_settled();
+                self.send(Message::Commit);
+            }
+            State::Settling { .. } => self.tell_all_settled(),
             State::Telling { outcome, .. } => {
                 let code = match outcome {
                     Outcome::Aborted { code, .. } => *code,
@@ -179,9 +179,6 @@ impl Source {
     pub(super) fn resumed_there(&mut self, now: Time, resumed: Resumed) {
         self.stats.timeline.resumed = now;
         self.stats.resumed = resumed;
-        self.state = State::Releasing;
-        let record = Record::Released(self.config.migration);
-        self.outputs
-            .push_back(SourceOutput::Persist(Persist::new(record)));
+        self.settle(now);
     }
 }

@@ -33,6 +33,9 @@ impl Source {
         if let State::Handover { give_up_at, .. } | State::Telling { give_up_at, .. } = self.state {
             earliest(give_up_at);
         }
+        if let Some(ends) = self.settling_ends_at() {
+            earliest(ends);
+        }
         if self.state == State::Finished {
             None
         } else {
@@ -69,6 +72,7 @@ impl Source {
             );
             return self.fail(now, AbortCode::Failed, detail);
         }
+        self.end_settling_at(now);
         if let State::Handover { give_up_at, .. } = self.state
             && now >= give_up_at
         {

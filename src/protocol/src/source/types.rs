@@ -8,6 +8,7 @@ use crate::ownership::{Persist, Stored};
 use crate::pages::PageSet;
 use crate::pending::Chunk;
 use crate::policy::Limits;
+use crate::storage::{JobRecord, Settlement};
 
 /// What a source must know before it begins.
 #[derive(Clone, Debug)]
@@ -63,8 +64,13 @@ pub enum SourceEvent {
     ChunkUnchanged(ChunkStats),
     /// The vCPUs stand still.
     Paused,
-    /// Storage IO is cancelled.
-    IoCancelled,
+    /// Storage IO is cancelled, as far as it could be at once.
+    IoCancelled {
+        /// What had not ended.
+        jobs: Vec<JobRecord>,
+    },
+    /// Jobs that were handed over as unsettled will not change a disk any more.
+    IoSettled(Vec<Settlement>),
     /// vCPU and device state.
     StateSaved {
         /// Opaque.

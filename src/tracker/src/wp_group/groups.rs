@@ -106,6 +106,12 @@ impl Groups {
         self.tried.clear_all();
     }
 
+    /// `pages` were written, perhaps by somebody who raises no fault.
+    pub(crate) fn note(&self, pages: PageRange) {
+        // What is written is RAM, and so has bits.
+        let _ = self.armed.clear(pages);
+    }
+
     /// Calls `found` for every run of `pages`, which exist, that counts as written.
     pub(crate) fn written(
         &self,

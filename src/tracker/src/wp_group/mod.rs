@@ -2,8 +2,9 @@
 //!
 //! The first write to a protected group makes all of it writable and perhaps dirty: one
 //! notification for up to 8,192 pages, and huge mappings survive. It sees every writer (vCPUs, the VMM,
-//! io_uring, KVM's own), as all go through the same page tables. What is perhaps dirty is for
-//! whoever reads the pages to find out, by their content.
+//! io_uring, KVM's own), as all go through the same page tables, but one: DMA into a page that was
+//! pinned before it was protected. Whoever starts such DMA notes the page in RAM's own bitmap when
+//! it is done. What is perhaps dirty is for whoever reads the pages to find out, by their content.
 //!
 //! Memory that the guest has never touched is left alone: protecting it would cost page tables and
 //! its later huge pages. Pages that came into being count as written, as every page does that was
@@ -150,6 +151,7 @@ impl DirtyTracker for WpGroup {
         let active = active.as_mut().ok_or(TrackerError::NotStarted)?;
         active.passes += 1;
         self.groups.begin_pass();
+        self.ram.take_vmm_writes(|run| self.groups.note(run));
         let mut pages = 0;
         let mut wrong = None;
         self.ram.ever_populated(|run| {

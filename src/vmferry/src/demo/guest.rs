@@ -4,7 +4,7 @@ use vmferry_engine::report::MigrationReport;
 use vmferry_engine::report::guest::{
     Moments, blackout_of_guest_ms, guest_report, work_went_backward,
 };
-use vmferry_machine::{Beat, Boot, Console, MachineConfig, MachineKind};
+use vmferry_machine::{Beat, Boot, Console, DiskSpec, MachineConfig, MachineKind};
 use vmferry_tracker::TrackerKind;
 
 use crate::cli::{DemoArgs, MachineArg};
@@ -27,7 +27,7 @@ fn console(file: Option<&std::path::PathBuf>) -> Console {
 }
 
 /// The machine's configuration.
-pub(super) fn config(args: &DemoArgs) -> MachineConfig {
+pub(super) fn config(args: &DemoArgs, disk: Option<&DiskSpec>) -> MachineConfig {
     let boot = match &args.kernel {
         Some(kernel) => Boot::Kernel {
             kernel: kernel.clone(),
@@ -35,7 +35,10 @@ pub(super) fn config(args: &DemoArgs) -> MachineConfig {
             cmdline: args.cmdline.clone().unwrap_or_default(),
         },
         None => Boot::Workload {
-            cmdline: workload(args),
+            cmdline: match disk {
+                Some(_) => format!("{} {}", workload(args), disk_work(args)),
+                None => workload(args),
+            },
         },
     };
     let kind = kind(args);
@@ -47,6 +50,7 @@ pub(super) fn config(args: &DemoArgs) -> MachineConfig {
         serial: console(args.serial.as_ref()),
         debugcon: console(args.debugcon.as_ref()),
         // A machine has them from the start, or not at all.
+        disks: disk.cloned().into_iter().collect(),
         dirty_rings: kind == MachineKind::Kvm && args.tracker == TrackerKind::KvmRing.name(),
     }
 }
@@ -60,6 +64,14 @@ fn workload(args: &DemoArgs) -> String {
     format!(
         "workload={} ws-mib={ws} fill-mib={fill} rate={} fill={} seed={} stride={stride}",
         args.workload, args.rate, args.fill, args.seed
+    )
+}
+
+/// What the workload does with its disk.
+fn disk_work(args: &DemoArgs) -> String {
+    format!(
+        "disk-depth={} disk-mib={} disk-rate={} disk-write={} disk-overlap={}",
+        args.disk_depth, args.disk_mib, args.disk_rate, args.disk_write, args.disk_overlap
     )
 }
 
@@ -78,4 +90,13 @@ pub(super) fn fill_in(
     report.blackout_guest_ms = blackout_of_guest_ms(&joined, moments);
     report.guest = guest_report(&joined, moments);
     (!work_went_backward(&joined)).then_some(())
+}
+
+/// How long after `resume_ns` the last vCPU to see a disk request completed saw its first, in
+/// milliseconds; none where one saw none.
+pub(super) fn first_after(disk: &[Vec<Beat>], resume_ns: u64) -> Option<f64> {
+    let first = |beats: &Vec<Beat>| beats.iter().map(|b| b.time_ns).find(|ns| *ns >= resume_ns);
+    let firsts: Option<Vec<u64>> = disk.iter().map(first).collect();
+    let last = firsts?.into_iter().max()?;
+    Some((last - resume_ns) as f64 / 1e6)
 }

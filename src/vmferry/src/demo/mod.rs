@@ -1,6 +1,7 @@
 //! `vmferry demo`: VM processes on this machine, a guest that moves between them, and proof that
 //! it lost nothing. A thin front on the same engine that hosts use.
 
+mod disk;
 mod guest;
 mod hop;
 mod host;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use serde::Serialize;
 use thiserror::Error;
 use vmferry_engine::report::{MigrationReport, ReportOutcome, render};
-use vmferry_machine::MachineKind;
+use vmferry_machine::{MachineConfig, MachineKind};
 use vmferry_transports::TransportError;
 use vmferry_transports::keys::Authority;
 use vmferry_vmm::api::{Event, Request, WorkloadCommand};
@@ -20,6 +21,7 @@ use vmferry_vmm::client::ClientError;
 
 use crate::cli::DemoArgs;
 use crate::{Exit, fail};
+use disk::Disk;
 use host::Host;
 use show::Show;
 
@@ -29,6 +31,9 @@ pub(crate) enum DemoError {
     /// No temporary directory.
     #[error("cannot make a temporary directory")]
     Directory(#[source] io::Error),
+    /// No disk.
+    #[error("cannot make the guest's disk")]
+    Disk(#[source] io::Error),
     /// No VM process.
     #[error("cannot start a VM process")]
     Start(#[source] io::Error),
@@ -123,13 +128,14 @@ async fn demo(args: &DemoArgs) -> Result<Vec<MigrationReport>, DemoError> {
         .tempdir()
         .map_err(DemoError::Directory)?;
     let authority = Authority::new()?;
+    let disk = Disk::make(args, dir.path()).await?;
     let mut hosts = Vec::new();
     for name in ["a", "b", "c"].iter().take(args.hops as usize + 1) {
         let name = format!("host-{name}");
         let at = dir.path().join(&name);
         hosts.push(Host::start(name, at, &authority).await?);
     }
-    let reports = migrate_all(args, &mut hosts, &show).await;
+    let reports = migrate_all(args, disk.as_ref(), &mut hosts, &show).await;
     show.end();
     for host in hosts {
         host.stop().await;
@@ -139,10 +145,12 @@ async fn demo(args: &DemoArgs) -> Result<Vec<MigrationReport>, DemoError> {
 
 async fn migrate_all(
     args: &DemoArgs,
+    disk: Option<&Disk>,
     hosts: &mut [Host],
     show: &Show,
 ) -> Result<Vec<MigrationReport>, DemoError> {
-    boot(args, &mut hosts[0], show).await?;
+    let config = guest::config(args, disk.map(|disk| &disk.spec));
+    boot(args, config, &mut hosts[0], show).await?;
     let built_in = args.kernel.is_none();
     let (warm_up, run_for) = if built_in { (1, 1) } else { (3, 10) };
     let warm_up = args.warm_up.unwrap_or(Duration::from_secs(warm_up));
@@ -175,8 +183,12 @@ async fn migrate_all(
     show.wait("the guest runs on");
     run_on(&mut hosts[at], show, run_for).await?;
     if built_in && let Some(last) = reports.last_mut() {
-        show.wait("the guest verifies its memory");
+        show.wait("the guest verifies its memory and its disk");
         let verdict = verify(&mut hosts[at], show).await?;
+        if let (Some(io), "OK", Some(_)) = (&mut last.io, verdict.as_str(), disk) {
+            // The guest's ledger says so: anything else would have been its verdict.
+            (io.lost, io.duplicated) = (Some(0), Some(0));
+        }
         last.guest.verify = Some(match verdict.as_str() {
             "OK" if backward => "FAIL work went backward".to_owned(),
             _ => verdict,
@@ -195,8 +207,12 @@ fn two(hosts: &mut [Host], a: usize, b: usize) -> (&mut Host, &mut Host) {
     }
 }
 
-async fn boot(args: &DemoArgs, host: &mut Host, show: &Show) -> Result<(), DemoError> {
-    let config = guest::config(args);
+async fn boot(
+    args: &DemoArgs,
+    config: MachineConfig,
+    host: &mut Host,
+    show: &Show,
+) -> Result<(), DemoError> {
     match config.kind {
         MachineKind::Kvm => show.step("a KVM guest boots in its VM process"),
         MachineKind::Process => show.step(
@@ -219,7 +235,7 @@ async fn boot(args: &DemoArgs, host: &mut Host, show: &Show) -> Result<(), DemoE
 }
 
 async fn verify(host: &mut Host, show: &Show) -> Result<String, DemoError> {
-    host.call(Request::Workload(WorkloadCommand::Verify))
+    host.call(Request::Workload(WorkloadCommand::VerifySettled))
         .await?;
     until(host, show, |event| match event {
         Event::Verified { verdict } => Some(verdict),

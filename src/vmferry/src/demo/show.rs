@@ -79,6 +79,12 @@ impl Show {
 }
 
 fn line(p: &ProgressLine) -> String {
+    if p.jobs_unsettled > 0 && p.phase == "settling" {
+        return format!(
+            "{} · the guest runs at the destination · {} writes of the source are not settled",
+            p.phase, p.jobs_unsettled
+        );
+    }
     let predicted = p
         .predicted_blackout_ms
         .map_or_else(String::new, |ms| format!(" · blackout if now {ms:.1} ms"));
@@ -108,6 +114,7 @@ mod tests {
             pages_total: 9,
             bytes_per_second: 3.0 * MIB,
             bytes_wire: 7 << 20,
+            jobs_unsettled: 0,
             predicted_blackout_ms: Some(1.25),
             stall_ms: 0.5,
             run_delay_ms: 0.0,

@@ -84,6 +84,7 @@ pub(crate) fn guest(kind: MachineKind, cmdline: &str) -> MachineConfig {
         serial: Console::None,
         debugcon: Console::None,
         dirty_rings: false,
+        disks: Vec::new(),
     }
 }
 

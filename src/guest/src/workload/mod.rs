@@ -1,36 +1,24 @@
 //! The workload itself: fills RAM, works on it, and verifies it, step by step.
 //!
-//! All that it knows lies in its arena in guest RAM: a page of states, the ledger, then the
-//! filled pages. A step leaves the arena consistent, so a native thread may stop between any two
+//! All that it knows lies in its arena in guest RAM: a page of states, the ledger, what the disk's
+//! driver needs, then the filled pages. A step leaves the arena consistent, so a native thread may stop between any two
 //! and another go on from the same memory; a vCPU may be stopped anywhere. A native thread may find
 //! anything at all in the arena: a garbled state makes wrong results, never an access outside.
 
-use crate::abi;
+mod verify;
+
+use crate::disk::{Disk, Pace};
 use crate::params::{Kind, PAGE, Params};
 use crate::pattern::{Pattern, WORDS, counter_word, mix};
-
-/// What a workload needs of whoever runs it.
-pub trait Platform {
-    /// The time stamp counter, or anything that counts `tsc_khz` thousand a second.
-    fn tsc(&mut self) -> u64;
-    /// See [`abi::PORT_HEARTBEAT`].
-    fn heartbeat(&mut self, work: u64);
-    /// See [`abi::PORT_COMMAND`].
-    fn command(&mut self) -> u32;
-    /// See [`abi::PORT_SLEEP`].
-    fn sleep_us(&mut self, us: u32);
-    /// See [`abi::PORT_VERIFIED`].
-    fn verified(&mut self, result: u32);
-    /// See [`abi::PORT_READY`].
-    fn ready(&mut self);
-    /// Whether registers that nobody writes are as they were set; true where there are none.
-    fn registers_intact(&mut self) -> bool;
-}
+use crate::platform::Platform;
+use crate::share::Share;
 
 /// What a vCPU is doing.
 const FILLING: u64 = 0;
 const WORKING: u64 = 1;
 const VERIFYING: u64 = 2;
+/// Reading the disk back, before RAM is verified.
+const CHECKING: u64 = 3;
 
 /// A vCPU's state, in guest RAM.
 #[repr(C, align(128))]
@@ -58,6 +46,8 @@ struct State {
 const PAGES_A_STEP: u64 = 64;
 /// Touches between two looks at the clock.
 const TOUCHES_A_LOOK: u64 = 2048;
+/// The same where there is a disk: what it is slow to answer is asked for that much later.
+const TOUCHES_A_PUMP: u64 = 256;
 
 /// One vCPU's part of a workload.
 #[derive(Debug)]
@@ -68,27 +58,7 @@ pub struct Worker {
     data: *mut u64,
     hot: Share,
     rest: Share,
-}
-
-/// Pages `[from, to)`.
-#[derive(Clone, Copy, Debug)]
-struct Share {
-    from: u64,
-    to: u64,
-}
-
-impl Share {
-    fn of(from: u64, to: u64, index: u64, n: u64) -> Self {
-        let len = to - from;
-        Self {
-            from: from + len * index / n,
-            to: from + len * (index + 1) / n,
-        }
-    }
-
-    fn len(self) -> u64 {
-        self.to - self.from
-    }
+    disk: Option<Disk>,
 }
 
 impl Worker {
@@ -110,7 +80,10 @@ impl Worker {
                 arena.add(params.data_offset() as usize).cast(),
             )
         };
+        // SAFETY: by this function's contract.
+        let disk = unsafe { Disk::new(arena, &params, index as u32) };
         Self {
+            disk,
             hot: Share::of(0, params.ws_pages, index, params.vcpus),
             rest: Share::of(params.ws_pages, params.fill_pages, index, params.vcpus),
             params,
@@ -145,6 +118,7 @@ impl Worker {
         match self.state().phase {
             FILLING => self.fill(platform),
             VERIFYING => self.verify(platform),
+            CHECKING => self.check_disk(platform),
             _ => self.work(platform),
         }
     }
@@ -170,6 +144,9 @@ impl Worker {
                 state.random = seed | 1;
                 state.phase = WORKING;
                 state.beat = tsc;
+                if let Some(disk) = &mut self.disk {
+                    disk.initialise(platform);
+                }
                 platform.ready();
                 return;
             };
@@ -211,20 +188,38 @@ impl Worker {
         let khz = self.params.tsc_khz;
         let beat = self.state().beat;
         let quota = self.quota();
+        let a_look = match self.disk {
+            None => TOUCHES_A_LOOK,
+            Some(_) => TOUCHES_A_PUMP,
+        };
         let mut done = 0;
         loop {
             let touches = match quota {
-                Some(quota) => (quota - done).min(TOUCHES_A_LOOK),
-                None => TOUCHES_A_LOOK,
+                Some(quota) => (quota - done).min(a_look),
+                None => a_look,
             };
             self.touch(touches);
             done += touches;
             let now = platform.tsc();
+            let pace = match &mut self.disk {
+                None => Pace::Never,
+                Some(disk) => disk.pump(platform, now),
+            };
             let elapsed = now.wrapping_sub(beat);
             let limited = quota.is_some_and(|quota| done >= quota);
             if limited && elapsed < khz {
-                let us = (khz - elapsed) * 1000 / khz;
-                platform.sleep_us(us.clamp(1, 1000) as u32);
+                let left = ((khz - elapsed) * 1000 / khz).clamp(1, 1000) as u32;
+                match pace {
+                    Pace::Now => {
+                        core::hint::spin_loop();
+                        continue;
+                    }
+                    Pace::Later(us) if us < left => {
+                        platform.sleep_us(us);
+                        continue;
+                    }
+                    _ => platform.sleep_us(left),
+                }
             }
             if limited || elapsed >= khz {
                 // From when it should have been, so that the rate holds; unless far behind.
@@ -240,12 +235,11 @@ impl Worker {
         }
         let work = self.state().work;
         platform.heartbeat(work);
-        if platform.command() == abi::COMMAND_VERIFY {
-            let state = self.state();
-            state.phase = VERIFYING;
-            state.next = 0;
-            state.result = u64::from(abi::VERIFY_OK);
+        if let Some(disk) = &mut self.disk {
+            disk.beat(platform);
         }
+        let command = platform.command();
+        self.obey(platform, command);
     }
 
     fn touch(&mut self, n: u64) {
@@ -336,85 +330,6 @@ impl Worker {
             let n = entry.read_volatile().wrapping_add(1);
             word.write_volatile(u64::from(n));
             entry.write_volatile(n);
-        }
-    }
-
-    /// What the counter of a page of the hot set must be.
-    fn expected_counter(&mut self, page: u64) -> u64 {
-        match self.params.kind {
-            Kind::Idle | Kind::RewriteSame => 0,
-            Kind::Dense => {
-                let at = self.hot.from.wrapping_add(self.state().at);
-                self.state().sweeps.wrapping_add(u64::from(page < at))
-            }
-            Kind::Sparse | Kind::Readmostly => {
-                // SAFETY: a page of the hot set has a ledger entry.
-                u64::from(unsafe { self.entry(page).read_volatile() })
-            }
-        }
-    }
-
-    fn is_right(&mut self, page: u64) -> bool {
-        let counter = (page < self.params.ws_pages)
-            .then(|| (counter_word(page), self.expected_counter(page)));
-        let mut pattern = Pattern::of(&self.params, page);
-        let mut wrong = 0;
-        for i in 0..WORDS {
-            let mut expected = pattern.next_word();
-            if let Some((word, value)) = counter
-                && word == i
-            {
-                expected = value;
-            }
-            // SAFETY: a page of this worker's share.
-            wrong |= unsafe { self.word(page, i).read_volatile() } ^ expected;
-        }
-        wrong == 0
-    }
-
-    fn verify(&mut self, platform: &mut impl Platform) {
-        for _ in 0..PAGES_A_STEP {
-            let n = self.state().next;
-            let Some(page) = self.page(n) else {
-                return self.conclude(platform);
-            };
-            if self.state().result == 0 && !self.is_right(page) {
-                self.state().result = (page + 1).min(u64::from(u32::MAX - 2));
-            }
-            self.state().next = n + 1;
-        }
-    }
-
-    fn conclude(&mut self, platform: &mut impl Platform) {
-        if self.state().result == 0 && !self.ledger_fits() {
-            self.state().result = u64::from(abi::VERIFY_LEDGER);
-        }
-        if self.state().result == 0 && !platform.registers_intact() {
-            self.state().result = u64::from(abi::VERIFY_REGISTERS);
-        }
-        let tsc = platform.tsc();
-        let state = self.state();
-        state.phase = WORKING;
-        state.beat = tsc;
-        let result = state.result as u32;
-        platform.verified(result);
-    }
-
-    /// Whether all that was counted on the side sums up.
-    fn ledger_fits(&mut self) -> bool {
-        let hot = self.hot;
-        let in_ledger = (hot.from..hot.to).fold(0u64, |sum, page| {
-            // SAFETY: a page of the hot set has a ledger entry.
-            sum.wrapping_add(u64::from(unsafe { self.entry(page).read_volatile() }))
-        });
-        let kind = self.params.kind;
-        let state = self.state();
-        let swept = state.sweeps.wrapping_mul(hot.len()).wrapping_add(state.at);
-        match kind {
-            Kind::Idle => state.work == 0,
-            Kind::Dense | Kind::RewriteSame => state.work == swept,
-            Kind::Readmostly => state.work == swept && state.writes == in_ledger,
-            Kind::Sparse => state.work == in_ledger && state.writes == in_ledger,
         }
     }
 }

@@ -1,0 +1,37 @@
+//! Wires disks to KVM: notifications come and interrupts go without a way through a vCPU thread.
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+
+use super::error::kvm_error;
+use crate::MachineError;
+use crate::devices::virtio::Disks;
+
+/// Offset of the register that a driver writes a queue's number to.
+const QUEUE_NOTIFY: u64 = 0x50;
+
+/// Has `vm` write a disk's eventfd where the guest notifies it of a queue, and interrupt the guest
+/// where a disk writes another.
+///
+/// # Errors
+/// [`MachineError::Kvm`].
+pub(super) fn wire(vm: &VmFd, disks: &Disks) -> Result<(), MachineError> {
+    for line in disks.lines() {
+        let address = IoEventAddress::Mmio(line.address + QUEUE_NOTIFY);
+        for queue in 0..line.queues {
+            vm.register_ioevent(line.kick, &address, queue)
+                .map_err(kvm_error("taking a disk's notifications (ioeventfd)"))?;
+        }
+        vm.register_irqfd(line.irq, line.gsi)
+            .map_err(kvm_error("taking a disk's interrupts (irqfd)"))?;
+    }
+    Ok(())
+}
+
+/// `cmdline` with where a kernel of Linux finds the disks, as `virtio_mmio` reads it.
+pub(super) fn command_line(cmdline: &str, disks: &Disks) -> String {
+    let words = disks.lines().map(|line| {
+        let (address, gsi) = (line.address, line.gsi);
+        format!(" virtio_mmio.device=4K@{address:#x}:{gsi}")
+    });
+    cmdline.to_owned() + &words.collect::<String>()
+}
