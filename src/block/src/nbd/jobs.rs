@@ -196,7 +196,11 @@ impl Jobs {
     /// The next piece to send, of at most `max_payload` bytes of data. It is out from now on.
     pub(super) fn next(&mut self, max_payload: u32) -> Option<Piece> {
         let first = self.queue.front_mut()?;
-        let job = self.jobs.get_mut(&first.job)?;
+        let Some(job) = self.jobs.get_mut(&first.job) else {
+            // Not to be: a piece goes with its job.
+            self.queue.pop_front();
+            return None;
+        };
         let most = match first.kind {
             JobKind::Read | JobKind::Write => u64::from(max_payload),
             _ => MAX_RANGE,

@@ -70,6 +70,8 @@ pub(super) struct Session {
     writable: bool,
     /// What the socket has failed with first.
     failure: Option<io::Error>,
+    /// Since the server's end it was sent something.
+    prodded: bool,
     end: Option<End>,
     /// It has answered a request.
     pub(super) useful: bool,
@@ -86,6 +88,7 @@ impl Session {
             readable: true,
             writable: true,
             failure: None,
+            prodded: false,
             end: None,
             useful: false,
         }
@@ -267,7 +270,7 @@ impl Session {
     /// send now is refused by a server that is gone.
     fn closed(&mut self, jobs: &mut Jobs) {
         self.linger(jobs);
-        if self.failure.is_none() {
+        if self.failure.is_none() && !std::mem::replace(&mut self.prodded, true) {
             self.goodbye();
             if self.wire.is_tls()
                 && let Err(e) = self.wire.prod()
@@ -327,6 +330,7 @@ impl Session {
         if let Ok(Some(e)) = self.wire.socket().take_error() {
             self.failure.get_or_insert(e);
         }
+        self.prodded = false;
     }
 }
 

@@ -93,7 +93,9 @@ impl Worker {
         let mut events = Vec::with_capacity(32);
         loop {
             self.obey();
+            self.bury();
             self.send();
+            // Writing may have shown an end.
             self.bury();
             if self.closing && self.sessions.iter().all(|(_, s)| s.load() == 0) {
                 for (_, session) in &mut self.sessions {
@@ -277,7 +279,9 @@ impl Worker {
             && !self.jobs.is_held()
             && !self.dialling.underway
             && self.up() < self.dialling.wanted;
-        let timeout = if self.sessions.iter().any(|(_, s)| s.readable) {
+        let can_go_on = self.sessions.iter().any(|(_, s)| s.readable)
+            || self.jobs.is_waiting() && self.sessions.iter().any(|(_, s)| s.has_room());
+        let timeout = if can_go_on {
             Some(Duration::ZERO)
         } else if waits_to_dial {
             Some(self.dialling.at.saturating_duration_since(Instant::now()))
