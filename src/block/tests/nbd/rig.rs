@@ -124,6 +124,13 @@ impl Disk {
         assert_eq!(self.wait(id), JobEnd::Done, "{id:?}");
     }
 
+    /// Waits until everything submitted was sent, as far as the socket takes it.
+    pub(crate) fn sent(&mut self) {
+        // Refused when the client's thread comes to it; told of when it has sent the others.
+        let probe = self.plain(JobKind::Read, Extent::new(u64::MAX, 512));
+        assert!(matches!(self.wait(probe), JobEnd::Failed(_)));
+    }
+
     /// Reads, and compares with the pattern.
     pub(crate) fn check(&mut self, extent: Extent, version: u8) {
         self.check_is(extent, &pattern(extent, version));

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
@@ -35,6 +36,28 @@ impl Place {
         path
     }
 
+    /// A TCP address that nobody else has: of this test in this process.
+    pub(crate) fn address(&self) -> String {
+        static NEXT: AtomicU8 = AtomicU8::new(1);
+        let process = std::process::id();
+        let here = NEXT.fetch_add(1, Ordering::Relaxed);
+        let [.., high, low] = process.to_be_bytes();
+        format!("127.{}.{low}.{here}", high | 0x80)
+    }
+
+    /// `nbdkit` at this TCP address.
+    pub(crate) fn nbdkit_at<A: AsRef<OsStr>>(
+        &self,
+        address: &str,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Server {
+        let mut command = Command::new("nbdkit");
+        command
+            .args(["-f", "-i", address, "-P"])
+            .arg(self.at("pid"));
+        start(command, &self.at("pid"), arguments)
+    }
+
     /// URI of the export of the server that listens at `socket` in here.
     pub(crate) fn uri(&self, export: &str) -> String {
         format!(
@@ -53,17 +76,21 @@ pub(crate) fn nbdkit<A: AsRef<OsStr>>(
     let _ = std::fs::remove_file(&socket);
     let mut command = Command::new("nbdkit");
     command.args(["-f", "-P"]).arg(place.at("pid"));
-    command.arg("-U").arg(socket).args(arguments);
-    start(command, &place.at("pid"))
+    command.arg("-U").arg(socket);
+    start(command, &place.at("pid"), arguments)
 }
 
 /// Starts a server, and waits until it has written its number to `pid_file`: it listens then.
-pub(crate) fn start(mut command: Command, pid_file: &Path) -> Server {
+pub(crate) fn start<A: AsRef<OsStr>>(
+    mut command: Command,
+    pid_file: &Path,
+    arguments: impl IntoIterator<Item = A>,
+) -> Server {
     let _ = std::fs::remove_file(pid_file);
     let notes = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
     let written = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::MOVED_TO;
     inotify::add_watch(&notes, pid_file.parent().unwrap(), written).unwrap();
-    command.stdin(Stdio::null());
+    command.args(arguments).stdin(Stdio::null());
     let child = command.spawn().unwrap_or_else(|e| match e.kind() {
         ErrorKind::NotFound => panic!(
             "{:?} is not installed: ./scripts/test installs what the tests need",
@@ -94,9 +121,9 @@ impl Server {
         kill_process(self.pid(), signal).unwrap();
     }
 
-    /// Ends it at once, and waits for its end.
-    pub(crate) fn kill(mut self) {
-        self.child.kill().unwrap();
+    /// Ends it, and waits for its end.
+    pub(crate) fn end(mut self, signal: Signal) {
+        self.signal(signal);
         self.child.wait().unwrap();
     }
 }
