@@ -170,9 +170,14 @@ impl Driver {
         self.u16_at(USED + 2)
     }
 
+    /// Whether there is an answer that was not taken.
+    pub(super) fn has_answer(&self) -> bool {
+        self.answered() != self.used
+    }
+
     /// Waits for the next answer: head and length of the used element.
     pub(super) fn answer(&mut self) -> (u32, u32) {
-        until("an answer", || self.answered() != self.used);
+        until("an answer", || self.has_answer());
         let at = USED + 4 + u64::from(self.used % SIZE) * 8;
         self.used = self.used.wrapping_add(1);
         let id = u32::from_le_bytes(self.read(at));

@@ -1,8 +1,11 @@
 //! Requests and their answers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::driver::*;
 use super::*;
 use vmferry_block::Geometry;
+use vmferry_guest::abi::DISK_MMIO_BASE;
 
 #[test]
 fn what_is_written_is_read_again_and_lengths_are_exact() {
@@ -207,4 +210,31 @@ fn what_is_nobodys_reads_as_ones() {
         host.disks.mmio_write(at, &data);
         assert_eq!(data, [0xff; 8]);
     }
+}
+
+#[test]
+fn a_request_that_comes_while_an_empty_queue_is_looked_at_breaks_nothing() {
+    let disk = MemoryDisk::new(1 << 20);
+    let mut host = Host::started(&disk);
+    let (disks, over) = (host.disks.clone(), AtomicBool::new(false));
+    let answered = std::thread::scope(|scope| {
+        // As by another vCPU, whose requests were taken already.
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                disks.mmio_write(DISK_MMIO_BASE + 0x50, &[0; 4]);
+            }
+        });
+        let driver = &mut host.driver;
+        let answered = (0..20_000).take_while(|_| {
+            driver.write_block(0, 3, 7);
+            until("an answer", || {
+                driver.has_answer() || driver.get(0x70) != 15
+            });
+            driver.has_answer() && driver.answer_to(0) == (0, 1)
+        });
+        let answered = answered.count();
+        over.store(true, Ordering::Relaxed);
+        answered
+    });
+    assert_eq!(answered, 20_000);
 }

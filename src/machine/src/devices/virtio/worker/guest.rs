@@ -73,6 +73,8 @@ impl Worker {
     /// than that is not to keep the worker from everything else.
     fn process(&mut self, queue: usize) -> Result<(), Broken> {
         let mut left = self.ring(queue).map_or(0, |r| u32::from(r.size()));
+        // The ring has said, at the end of the last round, that there are requests.
+        let mut promised = false;
         while self.phase == Phase::Running {
             let ram = self.ram.clone();
             let Some(ring) = self.ring(queue) else {
@@ -100,9 +102,11 @@ impl Worker {
                 let _ = self.shared.kick.write(1);
                 return Ok(());
             }
-            if left == before {
+            // One that came while this one looked elsewhere is taken in the next round.
+            if left == before && promised {
                 return Err(Broken("an available ring that cannot be read"));
             }
+            promised = true;
         }
         Ok(())
     }
