@@ -11,6 +11,10 @@ mod servers;
 
 mod garbage;
 mod handshake;
+mod nbd_server;
 mod nbdkit;
+mod opening;
+mod qemu;
 mod sessions;
+mod tls;
 mod transmission;
