@@ -52,6 +52,7 @@ mod backend;
 mod connection;
 mod dial;
 mod jobs;
+mod outgoing;
 pub mod proto;
 mod session;
 mod tls;

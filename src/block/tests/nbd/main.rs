@@ -1,4 +1,5 @@
 //! The NBD client against scripted bytes, scripted servers, and real ones.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 #[path = "../common/mod.rs"]
 mod common;
