@@ -49,8 +49,14 @@ impl Demo {
                 command
             }
         };
+        // Where nothing is said of disks, nothing is measured of them.
+        let no_disk: &[&str] = match args.contains(&"--disk") {
+            true => &[],
+            false => &["--disk", "none"],
+        };
         let output = command
             .args(["demo", "--json"])
+            .args(no_disk)
             .args(args)
             .stderr(Stdio::piped())
             .output()

@@ -23,10 +23,10 @@ pub struct OpenError {
 pub struct Geometry {
     /// Its size in bytes, a multiple of 512.
     pub bytes: u64,
-    /// What a write must be a multiple of, in offset and length, in bytes; at least 512. Any other
-    /// write may fail with `EINVAL`; reads of any multiple of 512 are taken. To be told to the
-    /// guest as the disk's logical block size: content that was made for another (a partition
-    /// table counts in blocks) is not understood.
+    /// What offset and length of a write, a discard, zeros are a multiple of, in bytes; 512 or
+    /// more. Any other may fail with `EINVAL`; reads of any multiple of 512 are taken. To be told
+    /// to the guest as the disk's logical block size: content that was made for another (a
+    /// partition table counts in blocks) is not understood.
     pub block_size: u32,
     /// Nothing can be written.
     pub read_only: bool,
@@ -61,6 +61,17 @@ pub struct Completion {
     pub id: JobId,
     /// How. [`JobEnd::Unknown`] only while the backend is [held](BlockBackend::hold).
     pub end: JobEnd,
+}
+
+/// Whether the host that had a disk before may still change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FormerOwner {
+    /// It has let go of the disk: whatever it had in flight is settled. Also where there was none.
+    Gone,
+    /// It has not: ask again.
+    There,
+    /// This storage will never know.
+    Unknown,
 }
 
 /// Storage. Owned and called by one thread; no call waits for storage, whatever it does: each
@@ -98,10 +109,8 @@ pub trait BlockBackend: Send + fmt::Debug {
     /// still have it open.
     fn inherit(&mut self) {}
 
-    /// Whether the former owner has certainly let go of the disk, as the storage tells: whatever
-    /// it had in flight is settled. True where there was none; false while nobody can tell. May
-    /// be called every few milliseconds.
-    fn former_owner_gone(&mut self) -> bool {
-        false
+    /// What the storage knows of the former owner. May be asked every few milliseconds.
+    fn former_owner(&mut self) -> FormerOwner {
+        FormerOwner::Unknown
     }
 }

@@ -16,7 +16,7 @@ mod slow;
 pub mod spec;
 pub mod table;
 
-pub use backend::{BlockBackend, Completion, Geometry, OpenError, Operation};
+pub use backend::{BlockBackend, Completion, FormerOwner, Geometry, OpenError, Operation};
 pub use buffers::Buffers;
 pub use file::{Caching, FileBackend};
 pub use memory::{MemoryBackend, MemoryDisk};

@@ -10,7 +10,9 @@
 //! that io_uring has accepted holds a reference until it has ended. So a process that dies, even
 //! by SIGKILL, has closed its descriptors long before, but its lock stays until the last request
 //! of its is through: that the lock can be had is proof that nothing of the former owner is in
-//! flight. (A FUSE file system that is slow on purpose shows it in `tests/locks.rs`.)
+//! flight. (A FUSE file system that is slow on purpose shows it in `tests/locks.rs`.) A child
+//! process has a share in it between fork and exec, so a lock is given up in words where that can
+//! be, and not by closing alone.
 //!
 //! Locks are advisory: they keep out others of this program, not a stray `dd`. Over NFS version 4
 //! the server keeps them, so they hold between hosts, and a client that has died loses its locks
@@ -114,6 +116,11 @@ impl Claim {
                 gone
             }
         }
+    }
+
+    /// Whether somebody else owns the disk still, as far as was found out.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Heir { .. })
     }
 
     /// Gives everything back, at once. Only when nothing is in flight.

@@ -7,11 +7,15 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use vmferry_protocol::storage::{Extent, JobEnd, JobId, JobKind};
 
-use crate::{BlockBackend, Completion, Geometry, Operation};
+use crate::{BlockBackend, Completion, FormerOwner, Geometry, Operation};
+
+/// Only a test that fails waits for so long.
+const LONG: Duration = Duration::from_secs(120);
 
 /// A session with a [`MemoryDisk`]: the number of those opened before it.
 pub type Session = usize;
@@ -156,7 +160,7 @@ impl MemoryDisk {
         self.change(|state| state.fails = errno);
     }
 
-    /// What [`BlockBackend::former_owner_gone`] says from here on.
+    /// What [`BlockBackend::former_owner`] is, [`FormerOwner::Gone`] or there, from here on.
     pub fn set_former_owner_gone(&self, gone: bool) {
         self.change(|state| state.former_owner_gone = gone);
     }
@@ -173,6 +177,9 @@ impl MemoryDisk {
     }
 
     /// Waits until just `n` operations are stalled; which they are.
+    ///
+    /// # Panics
+    /// Where that does not come within two minutes.
     #[must_use]
     pub fn wait_stalled(&self, n: usize) -> Vec<Stalled> {
         self.wait(|state| state.stalled.len() == n).stalled()
@@ -180,12 +187,18 @@ impl MemoryDisk {
 
     /// Waits until just `n` operations have landed since the disk was made; which they are, in
     /// that order.
+    ///
+    /// # Panics
+    /// As [`Self::wait_stalled`].
     #[must_use]
     pub fn wait_landed(&self, n: usize) -> Vec<Stalled> {
         self.wait(|state| state.landed.len() == n).landed.clone()
     }
 
     /// Waits until a session was closed, and with it everything that it had in flight ended.
+    ///
+    /// # Panics
+    /// As [`Self::wait_stalled`].
     pub fn wait_closed(&self, session: Session) {
         drop(self.wait(|state| state.sessions.get(session).is_some_and(|s| !s.open)));
     }
@@ -201,11 +214,12 @@ impl MemoryDisk {
     }
 
     fn wait(&self, until: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
-        let wait = self
-            .shared
-            .changed
-            .wait_while(self.state(), |state| !until(state));
-        wait.unwrap_or_else(PoisonError::into_inner)
+        let wait = &self.shared.changed;
+        let (state, waited) = wait
+            .wait_timeout_while(self.state(), LONG, |state| !until(state))
+            .unwrap_or_else(PoisonError::into_inner);
+        assert!(!waited.timed_out(), "the disk waits for what does not come");
+        state
     }
 
     /// Has a stalled operation land, or fail with a number of errno. Returns whether there was one.
@@ -242,6 +256,12 @@ impl MemoryDisk {
                 state.end(session, operation.id, JobEnd::Unknown);
             }
         });
+    }
+
+    /// What it is like.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.state().geometry.clone()
     }
 
     /// What the disk holds.
@@ -380,8 +400,11 @@ impl BlockBackend for MemoryBackend {
         self.of_session(|session| session.inherited = true);
     }
 
-    fn former_owner_gone(&mut self) -> bool {
-        self.disk.state().former_owner_gone
+    fn former_owner(&mut self) -> FormerOwner {
+        match self.disk.state().former_owner_gone {
+            true => FormerOwner::Gone,
+            false => FormerOwner::There,
+        }
     }
 }
 

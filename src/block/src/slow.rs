@@ -13,7 +13,7 @@ use rustix::time::{
 };
 use vmferry_protocol::storage::JobId;
 
-use crate::{BlockBackend, Completion, Geometry, Operation};
+use crate::{BlockBackend, Completion, FormerOwner, Geometry, Operation};
 
 /// A backend whose operations are each kept back for a while before they are done, and cannot be
 /// taken back meanwhile: a cancel has no effect before the inner backend has the operation. Stands
@@ -164,8 +164,8 @@ impl BlockBackend for Slow {
         self.parts.inner.inherit();
     }
 
-    fn former_owner_gone(&mut self) -> bool {
-        self.parts.inner.former_owner_gone()
+    fn former_owner(&mut self) -> FormerOwner {
+        self.parts.inner.former_owner()
     }
 }
 

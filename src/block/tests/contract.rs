@@ -1,5 +1,6 @@
 //! Files keep the contract of backends: direct, through the page cache, on another file system,
 //! on a block device, slow.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
 mod suite;
@@ -7,10 +8,10 @@ mod suite;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::mounts::{mount, privately};
+use common::mounts::{LoopDevice, mount, privately};
 use suite::{DISK, Made, ReadOnly};
 use tempfile::TempDir;
-use vmferry_block::{Caching, FileBackend, Role, Slow};
+use vmferry_block::{BlockBackend, Caching, FileBackend, Role, Slow};
 
 fn image(dir: &Path) -> PathBuf {
     let path = dir.join("disk.img");
@@ -69,5 +70,25 @@ fn slow() {
         let Made { disk, keep } = file(TempDir::new().unwrap(), read_only, Caching::Direct);
         let disk = Box::new(Slow::new(disk, Duration::from_millis(3)).unwrap());
         Made { disk, keep }
+    });
+}
+
+/// A block device with blocks of 4096 bytes.
+#[test]
+fn on_a_block_device() {
+    let Some(device) = LoopDevice::new() else {
+        return;
+    };
+    drop(device);
+    suite::run(&|ReadOnly(read_only)| {
+        let device = LoopDevice::new().expect("there was one before");
+        let disk = FileBackend::open(&device.path, read_only, Role::Owner, Caching::Direct);
+        let disk = Box::new(disk.unwrap());
+        assert_eq!(disk.geometry().block_size, 4096);
+        assert!(disk.may_move().is_ok());
+        Made {
+            disk,
+            keep: Box::new(device),
+        }
     });
 }

@@ -53,7 +53,7 @@ pub struct Params {
     pub disk_depth: u64,
     /// Blocks of a [`PAGE`] at the disk's beginning that the vCPUs share out.
     pub disk_blocks: u64,
-    /// Share of writes among reads and writes, in per cent.
+    /// Share of writes among reads and writes, and most of them in flight, in per cent.
     pub disk_write: u64,
     /// A flush after so many writes; 0: never.
     pub disk_flush: u64,

@@ -1,7 +1,7 @@
 //! The workload on plain memory: what it fills and touches verifies, and nothing else does.
 
 use crate::abi;
-use crate::disk::Failure;
+use crate::disk::{Failure, Layout};
 use crate::params::Params;
 use crate::pattern::{Pattern, WORDS, mix};
 use crate::platform::Platform;
@@ -44,9 +44,7 @@ impl Platform for Fake {
         u32::MAX
     }
     fn mmio_write32(&mut self, _: u64, _: u32) {}
-    fn disk_beat(&mut self, _: u64) {
-        panic!("there is no disk");
-    }
+    fn disk_beat(&mut self, _: u64) {}
     fn disk_failed(&mut self, failure: &Failure) {
         self.said.push_str(&failure.to_string());
     }
@@ -237,11 +235,32 @@ fn an_old_page_is_found() {
 /// Bytes beyond the arena on both sides, which must stay as they are.
 const GUARD: usize = 4 << 20;
 
+/// A word of a garbled arena.
+fn garbage(r: u64) -> u64 {
+    match r % 8 {
+        0 => 0,
+        1 => u64::MAX,
+        2 => r >> 60,
+        3 => 256 + (r >> 61),
+        4 => i64::MAX as u64,
+        _ => r,
+    }
+}
+
 #[test]
 fn a_garbled_arena_is_never_left() {
-    for (kind, vcpus) in KINDS.iter().flat_map(|&k| [(k, 1), (k, 3)]) {
-        let line =
-            format!("workload={kind} ws-mib=1 fill-mib=2 stride=7 vcpus={vcpus} tsc-khz=1000");
+    let disks = [
+        "",
+        "disk-depth=5 disk-mib=1 disk-overlap=50",
+        "disk-depth=64 disk-mib=1",
+    ];
+    for (kind, vcpus, disk) in KINDS
+        .iter()
+        .flat_map(|&k| disks.iter().flat_map(move |&d| [(k, 1, d), (k, 3, d)]))
+    {
+        let line = format!(
+            "workload={kind} ws-mib=1 fill-mib=2 stride=7 vcpus={vcpus} tsc-khz=1000 {disk}"
+        );
         let params = Params::parse(line.as_bytes());
         let len = params.arena_pages() as usize * 4096;
         let mut memory = vec![0xa5u8; len + 2 * GUARD + 4096];
@@ -249,28 +268,35 @@ fn a_garbled_arena_is_never_left() {
         let start = GUARD + base.align_offset(4096);
         // SAFETY: inside the allocation, by its size.
         let arena = unsafe { base.add(start) };
-        for seed in 0..60u64 {
-            for word in 0..512 {
-                let r = mix(seed << 32 | word as u64);
-                let value = match r % 8 {
-                    0 => 0,
-                    1 => u64::MAX,
-                    2 => r >> 60,
-                    3 => 256 + (r >> 61),
-                    4 => i64::MAX as u64,
-                    _ => r,
-                };
-                // SAFETY: the page of states.
+        let disk_words = params.disk_offset() as usize / 8..params.data_offset() as usize / 8;
+        let seeds = if disk.is_empty() { 60 } else { 12 };
+        for seed in 0..seeds {
+            let words = (0..512).chain(disk_words.clone().filter(|_| !disk.is_empty()));
+            for word in words {
+                let value = garbage(mix(seed << 32 | word as u64));
+                // SAFETY: the page of states, and what the disk's driver has.
                 unsafe { arena.cast::<u64>().add(word).write(value) };
             }
+            // SAFETY: the disk's phase: it is up.
+            unsafe { arena.add(1024).cast::<u32>().write(1) };
             let mut fake = Fake {
-                command: abi::COMMAND_VERIFY,
+                command: abi::COMMAND_VERIFY + (seed & 1) as u32,
                 ..Fake::default()
             };
             for index in 0..vcpus {
                 // SAFETY: the memory outlives the worker; one at a time.
                 let mut worker = unsafe { Worker::new(arena, params, index) };
-                for _ in 0..14 {
+                for n in 0..14 {
+                    // SAFETY: the page of states: this driver's queue is not given up.
+                    unsafe {
+                        arena
+                            .add(2048 + 256 * index as usize + 15 * 8)
+                            .cast::<u64>()
+                            .write(0)
+                    };
+                    if n % 3 == 0 {
+                        garble_used(arena, &params, index, seed);
+                    }
                     worker.step(&mut fake);
                 }
             }
@@ -279,6 +305,43 @@ fn a_garbled_arena_is_never_left() {
         assert!(before.iter().all(|&b| b == 0xa5), "{kind}");
         assert!(rest[len..].iter().all(|&b| b == 0xa5), "{kind}");
     }
+}
+
+/// Has a disk that is there no more say what it likes came back: something for each slot.
+fn garble_used(arena: *mut u8, params: &Params, index: u32, seed: u64) {
+    let Some(layout) = Layout::of(params) else {
+        return;
+    };
+    let part = params.disk_offset() + layout.part(index.into());
+    // SAFETY: the used ring, which has a page, and the driver's index in the page of states.
+    unsafe {
+        let used = arena.add(part as usize + 8192);
+        let seen = arena
+            .add(2048 + 256 * index as usize + 7 * 8)
+            .cast::<u64>()
+            .read() as u16;
+        for slot in 0..params.disk_depth as usize {
+            let place =
+                usize::from(seen.wrapping_add(slot as u16)) % usize::from(layout.queue_size());
+            let at = used.add(4 + 8 * place).cast::<u32>();
+            at.write_unaligned(3 * (slot as u32 ^ (seed as u32 & 1)));
+            at.add(1).write_unaligned(4097);
+        }
+        used.add(2).cast::<u16>().write(seen.wrapping_add(2));
+    }
+}
+
+#[test]
+fn without_a_disk_the_driver_says_so() {
+    let mut rig = Rig::new("workload=dense disk-depth=4");
+    assert!(
+        rig.fake.said.contains("there is no disk"),
+        "{}",
+        rig.fake.said
+    );
+    assert_eq!(rig.verify(), abi::VERIFY_DISK);
+    rig.flip(3, 9);
+    assert_eq!(rig.verify(), 4, "what is wrong with RAM comes first");
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! [`create`] makes an empty machine; [`Machine::boot`] or [`Machine::restore`] gives it something
 //! to run; [`Machine::resume`] and [`Machine::pause`] start and stop its vCPUs. The crate knows
 //! nothing of migrations: it is told to pause, to save and to restore, and its RAM is read and
-//! written by whoever holds it.
+//! written by whoever holds it. What its disks have in flight when it is to move is handed over and
+//! taken by [`Disks`].
 
 mod arena;
 mod boot;
@@ -23,10 +24,10 @@ use vmferry_memory::{GuestRam, MemoryError};
 use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
 
 pub use config::{Boot, Console, MachineConfig, MachineKind};
-pub use vmferry_block::{DiskSource, DiskSpec};
 pub use devices::virtio::{
     DiskStats, Disks, HeldIo, IoEvent, IoSink, MAX_DISKS, MAX_QUEUES, OpenDisk, Role,
 };
+pub use vmferry_block::{DiskSource, DiskSpec};
 pub use workload::{Beat, Recorder};
 
 /// Where a machine is in its life.
@@ -220,7 +221,12 @@ pub fn create(
     events: EventSink,
     role: Role,
 ) -> Result<Arc<dyn Machine>, MachineError> {
-    create_with(config, events, role, &(Arc::new(vmferry_block::open) as OpenDisk))
+    create_with(
+        config,
+        events,
+        role,
+        &(Arc::new(vmferry_block::open) as OpenDisk),
+    )
 }
 
 /// As [`create`], with disks that `opener` opens.

@@ -141,6 +141,23 @@ fn every_workload_verifies() {
 }
 
 #[test]
+fn a_disk_that_is_not_there_is_told_and_nothing_hangs() {
+    let _alone = alone();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut config = config("workload=dense disk-depth=8 disk-mib=1", 2);
+    config.debugcon = Console::File(log.path().to_owned());
+    let rig = Rig::running(&config);
+    assert_eq!(rig.verify(), [abi::VERIFY_DISK; 2]);
+    let said = std::fs::read_to_string(log.path()).unwrap();
+    assert!(said.contains("there is no disk"), "{said}");
+    assert_eq!(said.lines().count(), 1);
+    rig.machine.pause().unwrap();
+    let next = rig.moved();
+    next.machine.resume().unwrap();
+    assert_eq!(next.verify(), [abi::VERIFY_DISK; 2]);
+}
+
+#[test]
 fn a_rate_is_kept_to_and_still_verifies() {
     let _alone = alone();
     let rig = Rig::running(&config("workload=dense rate=50000", 2));

@@ -104,8 +104,25 @@ pub(crate) async fn leave(
         Bandwidth::from_mbit(asked.link_mbit),
     )
     .map_err(|e| chain(&e))?;
+    disks_may_move(&*machine).await?;
     let handle = source::start(machine, connector.clone(), journal, options)?;
     Ok((handle, migration, connector))
+}
+
+/// How long a guest that has just come waits for its former host to let go of its disks.
+const LET_GO: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Waits a little for a former host that is about to let go of the disks.
+async fn disks_may_move(machine: &dyn Machine) -> Result<(), String> {
+    let began = tokio::time::Instant::now();
+    loop {
+        match machine.disks().may_move() {
+            Err(_) if began.elapsed() < LET_GO => tokio::time::sleep(LOOK_EVERY).await,
+            may => return may,
+        }
+    }
 }
 
 /// More than any host has use for.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use vmferry_block::{BlockBackend, MemoryDisk, OpenError};
 use vmferry_codecs::{CodecChoice, CodecSpec};
 use vmferry_engine::destination::{
     self, Arrived, DestinationEnd, DestinationHandle, DestinationOptions, MakeMachine, config_of,
@@ -14,7 +15,8 @@ use vmferry_engine::source::{self, SourceEnd, SourceHandle, SourceOptions};
 use vmferry_guest::abi;
 use vmferry_journal::{Journal, MemoryJournal};
 use vmferry_machine::{
-    Boot, Console, EventSink, Machine, MachineConfig, MachineEvent, MachineKind, MachineState, Role,
+    Boot, Console, DiskSource, EventSink, Machine, MachineConfig, MachineEvent, MachineKind,
+    MachineState, OpenDisk, Recorder, Role,
 };
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::message::VmShape;
@@ -68,6 +70,24 @@ impl Guest {
     /// # Panics
     /// Where it does not.
     pub async fn boot(kind: MachineKind, vcpus: u32, workload: &str) -> Self {
+        Self::boot_with(kind, vcpus, workload, None).await
+    }
+
+    /// A process machine that keeps requests to `disk` in flight, and has little else to do.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub async fn on_disk(disk: &MemoryDisk, disk_work: &str) -> Self {
+        let workload = format!("workload=idle ws-mib=1 fill-mib=2 seed=5 {disk_work}");
+        Self::boot_with(MachineKind::Process, 1, &workload, Some(disk)).await
+    }
+
+    async fn boot_with(
+        kind: MachineKind,
+        vcpus: u32,
+        workload: &str,
+        disk: Option<&MemoryDisk>,
+    ) -> Self {
         let (events, said) = sink();
         let config = MachineConfig {
             kind,
@@ -79,9 +99,15 @@ impl Guest {
             serial: Console::None,
             debugcon: Console::None,
             dirty_rings: false,
-            disks: Vec::new(),
+            // Where it is, the opener knows.
+            disks: disk
+                .map(|_| DiskSource::File("in memory".into()).spec())
+                .into_iter()
+                .collect(),
         };
-        let machine = vmferry_machine::create(&config, events, Role::Owner).expect("a machine");
+        let opener = opener(disk.cloned());
+        let machine =
+            vmferry_machine::create_with(&config, events, Role::Owner, &opener).expect("a machine");
         machine.boot().expect("it boots");
         machine.resume().expect("it runs");
         let mut guest = Self {
@@ -133,13 +159,25 @@ impl Guest {
         .await
     }
 
-    /// Has every vCPU verify its share of RAM.
+    /// Has every vCPU verify its share of RAM, and of the disk what is not in flight.
     ///
     /// # Panics
     /// Where one is not content, or does not run.
     pub async fn verify(&mut self) {
+        self.hear_verdicts(Recorder::verify).await;
+    }
+
+    /// The same with the whole disk, once everything in flight has ended.
+    ///
+    /// # Panics
+    /// Where one is not content, or does not run.
+    pub async fn verify_settled(&mut self) {
+        self.hear_verdicts(Recorder::verify_settled).await;
+    }
+
+    async fn hear_verdicts(&mut self, ask: impl Fn(&Recorder)) {
         assert_eq!(self.machine.state(), MachineState::Running);
-        self.machine.workload().expect("a workload").verify();
+        ask(self.machine.workload().expect("a workload"));
         for _ in 0..self.machine.config().vcpus {
             let verified = |e: &MachineEvent| matches!(e, MachineEvent::Verified { .. });
             let MachineEvent::Verified { vcpu, result } = self.hear("a verify", verified).await
@@ -217,6 +255,20 @@ pub struct Plan {
     pub journals: [Arc<dyn Journal>; 2],
     /// What is done to the machine that the destination makes.
     pub wrap: Wrap,
+    /// The disk of a machine that has one.
+    pub disk: Option<MemoryDisk>,
+}
+
+fn opener(disk: Option<MemoryDisk>) -> OpenDisk {
+    Arc::new(move |spec, _| {
+        let refused = |why: &str| OpenError {
+            disk: spec.source.to_string(),
+            why: why.to_owned(),
+        };
+        let disk = disk.as_ref().ok_or_else(|| refused("there is none"))?;
+        let session = disk.open().map_err(|e| refused(&e.to_string()))?;
+        Ok(Box::new(session) as Box<dyn BlockBackend>)
+    })
 }
 
 impl Default for Plan {
@@ -234,6 +286,7 @@ impl Default for Plan {
                 Arc::new(MemoryJournal::default()),
             ],
             wrap: Arc::new(|machine| machine),
+            disk: None,
         }
     }
 }
@@ -293,10 +346,10 @@ fn fresh() -> [u8; 16] {
     bits
 }
 
-fn maker(made: Arc<Mutex<Made>>, wrap: Wrap) -> MakeMachine {
+fn maker(made: Arc<Mutex<Made>>, wrap: Wrap, opener: OpenDisk) -> MakeMachine {
     Arc::new(move |shape: &VmShape| {
         let (events, said) = sink();
-        let machine = vmferry_machine::create(&config_of(shape)?, events, Role::Heir)
+        let machine = vmferry_machine::create_with(&config_of(shape)?, events, Role::Heir, &opener)
             .map_err(|e| e.to_string())?;
         let mut made = made.lock().unwrap_or_else(PoisonError::into_inner);
         made.machines.push(Arc::downgrade(&machine));
@@ -322,13 +375,26 @@ pub async fn begin_after(
     plan: &Plan,
     first: impl AsyncFnOnce(Arc<dyn Connector>, Token, MigrationId),
 ) -> Under {
+    let under = try_begin(guest, plan, first).await;
+    under.expect("a migration can begin")
+}
+
+/// The same, where the source may refuse.
+///
+/// # Errors
+/// Why it does.
+pub async fn try_begin(
+    guest: &Guest,
+    plan: &Plan,
+    first: impl AsyncFnOnce(Arc<dyn Connector>, Token, MigrationId),
+) -> Result<Under, String> {
     let (connector, listener) = plan.over.pair().await;
     let (migration, token) = (MigrationId(fresh()), Token::new(fresh()));
     let made = Arc::new(Mutex::new(Made::default()));
     let [source_journal, destination_journal] = plan.journals.clone();
     let destination = destination::start(
         listener,
-        maker(made.clone(), plan.wrap.clone()),
+        maker(made.clone(), plan.wrap.clone(), opener(plan.disk.clone())),
         destination_journal,
         DestinationOptions {
             silence: plan.silence,
@@ -355,20 +421,36 @@ pub async fn begin_after(
         ..SourceOptions::new(migration, token, tracker)
     };
     let faulty = FaultyConnector::over(connector.clone(), plan.script.clone());
-    let source = source::start(guest.machine.clone(), faulty, source_journal, options)
-        .expect("a migration can begin");
-    Under {
-        source,
+    let source = source::start(guest.machine.clone(), faulty, source_journal, options);
+    if source.is_err() {
+        destination.operator().cancel();
+    }
+    Ok(Under {
+        source: source?,
         destination,
         connector,
         token,
         migration,
         script: plan.script.clone(),
         made,
-    }
+    })
 }
 
 impl Under {
+    /// Waits until the guest runs at the destination, whatever is still to be done.
+    ///
+    /// # Panics
+    /// Where it does not come.
+    pub async fn arrive(&mut self) -> Guest {
+        let arrived = guard("the guest's arrival", self.destination.arrived.recv()).await;
+        let Arrived { machine, .. } = arrived.expect("it arrives");
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        Guest {
+            machine,
+            events: made.events.take().expect("the machine was made here"),
+        }
+    }
+
     /// Waits for both ends. A destination that cannot have heard of an aborted source would wait
     /// for one: it is told to end.
     ///

@@ -104,6 +104,17 @@ impl Image {
         Ok(image)
     }
 
+    /// Whether two hosts see the same disk, of which one or both write unless it is `read_only`.
+    pub(super) fn may_move(&self, read_only: bool) -> Result<(), String> {
+        match &self.cached {
+            Some(why) if !read_only => Err(format!(
+                "it is read and written through the host's page cache ({why}), and another host \
+                 may see old data: put it on a file system that takes direct requests (O_DIRECT)"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The last block is not whole: direct requests cannot reach it.
     fn without_direct(self, path: &Path, read_only: bool) -> Result<Self, String> {
         let unit = self.alignment.disk;

@@ -47,14 +47,14 @@ unsafe impl Send for Runs {}
 #[derive(Debug)]
 enum Memory {
     None,
-    Runs(#[expect(dead_code, reason = "kept for the kernel")] Runs),
+    Runs(#[allow(dead_code, reason = "kept for the kernel")] Runs),
     Bounce {
         buffer: Aligned,
         /// Bytes before those that were asked for.
         head: usize,
         want: usize,
     },
-    Zeros(#[expect(dead_code, reason = "kept for the kernel")] Arc<Aligned>),
+    Zeros(#[allow(dead_code, reason = "kept for the kernel")] Arc<Aligned>),
 }
 
 /// Ways to write zeros, the best first.
@@ -334,3 +334,6 @@ impl Job {
         self.extent.offset + self.done
     }
 }
+
+#[cfg(test)]
+mod tests;

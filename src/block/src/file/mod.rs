@@ -21,7 +21,7 @@ use job::{Context, Job, MAX_BOUNCE, Next};
 use ring::{MAX_IN_FLIGHT, Ring};
 
 use crate::lock::Claim;
-use crate::{BlockBackend, Completion, Geometry, OpenError, Operation, Role};
+use crate::{BlockBackend, Completion, FormerOwner, Geometry, OpenError, Operation, Role};
 
 /// Memory of our own for operations in flight whose buffers the kernel does not take.
 const MAX_BOUNCED: usize = 64 << 20;
@@ -48,6 +48,8 @@ struct Parts {
     ring: Ring,
     image: Image,
     claim: Claim,
+    /// Whether the disk's description says so.
+    read_only: bool,
     zeros: Arc<Aligned>,
     held: bool,
     /// Not with the kernel: not begun, or between two steps (those first).
@@ -76,6 +78,9 @@ impl FileBackend {
             why,
         };
         let image = Image::open(path, read_only, role, caching).map_err(refused)?;
+        if role == Role::Heir {
+            image.may_move(read_only).map_err(refused)?;
+        }
         let claim = Claim::take(&image.file, role, read_only).map_err(refused)?;
         let ring = Ring::new().map_err(|e| {
             refused(format!(
@@ -90,6 +95,7 @@ impl FileBackend {
                 ring,
                 image,
                 claim,
+                read_only,
                 held: false,
                 queue: VecDeque::new(),
                 flying: HashMap::new(),
@@ -262,22 +268,26 @@ impl BlockBackend for FileBackend {
     }
 
     fn may_move(&self) -> Result<(), String> {
-        match &self.parts.image.cached {
-            Some(why) if !self.parts.image.geometry.read_only => Err(format!(
-                "it is read and written through this host's page cache ({why}), and another host \
-                 may see old data: put it on a file system that takes direct requests (O_DIRECT)"
-            )),
-            _ => Ok(()),
+        if self.parts.claim.is_shared() {
+            return Err(
+                "the VM process that had it before has not let go of it: wait until it has, or end \
+                 that process"
+                    .to_owned(),
+            );
         }
+        self.parts.image.may_move(self.parts.read_only)
     }
 
     fn inherit(&mut self) {
         self.parts.claim.inherit();
     }
 
-    fn former_owner_gone(&mut self) -> bool {
+    fn former_owner(&mut self) -> FormerOwner {
         let parts = &mut *self.parts;
-        parts.claim.former_owner_gone(&parts.image.file)
+        match parts.claim.former_owner_gone(&parts.image.file) {
+            true => FormerOwner::Gone,
+            false => FormerOwner::There,
+        }
     }
 }
 

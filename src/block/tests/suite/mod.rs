@@ -21,12 +21,14 @@ pub(crate) struct Made {
 /// Makes a disk that can be written, or that cannot.
 pub(crate) type Factory<'a> = &'a dyn Fn(ReadOnly) -> Made;
 
+type Test = fn(&mut Rig);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReadOnly(pub(crate) bool);
 
 /// All of it.
 pub(crate) fn run(make: Factory<'_>) {
-    let tests: [(&str, fn(&mut Rig)); 11] = [
+    let tests: [(&str, Test); 11] = [
         ("geometry", data::geometry),
         ("round trip", data::round_trip),
         ("unaligned memory", data::unaligned_memory),

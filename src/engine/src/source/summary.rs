@@ -112,7 +112,8 @@ pub(super) fn io_report(held: &HeldIo, stats: &SourceStats) -> IoReport {
         cancelled: u64::from(held.cancelled),
         unsettled: u64::from(held.unsettled),
         journal_flush_ms: ms(here + Duration::from_micros(there)),
-        settled_ms: (!t.settled.is_zero()).then(|| ms(t.settled.saturating_sub(t.resumed))),
+        settled_ms: (held.unsettled > 0 && !t.settled.is_zero())
+            .then(|| ms(t.settled.saturating_sub(t.resumed))),
         ..IoReport::default()
     }
 }

@@ -8,7 +8,7 @@ const TRIES: u32 = 8;
 /// Shortest wait for the rate, in microseconds.
 const SHORTEST_US: u64 = 50;
 /// How far behind the rate may be before what it owes is dropped, in milliseconds.
-const BEHIND_MS: u64 = 4;
+const BEHIND_MS: u64 = 100;
 
 /// What a request is to be, before it has a slot.
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +96,10 @@ impl Disk {
             return Some(Wish::Flush);
         }
         let dice = self.random();
-        let is_write = (dice >> 48) % 100 < self.params.disk_write;
+        // Slow writes leave their share of the slots to reads.
+        let writes = (self.state().writing & self.busy()).count_ones();
+        let most = (self.params.disk_depth * self.params.disk_write).div_ceil(100);
+        let is_write = (dice >> 48) % 100 < self.params.disk_write && u64::from(writes) < most;
         let overlaps = (dice >> 32 & 0xffff) % 100 < self.params.disk_overlap;
         let wish = match overlaps.then(|| self.being_written(dice)).flatten() {
             Some(block) => self.beside(block, is_write),

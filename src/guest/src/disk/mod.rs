@@ -185,3 +185,6 @@ impl Disk {
         self.state().broken = 1;
     }
 }
+
+#[cfg(test)]
+mod tests;

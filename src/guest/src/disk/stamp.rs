@@ -8,8 +8,7 @@ pub const SECTOR: usize = 512;
 pub const SECTORS: usize = 8;
 /// Words of eight bytes in a sector.
 const WORDS: usize = SECTOR / 8;
-/// Words that say something; the sum is in the last.
-const HEAD: usize = 4;
+/// The word with the sum.
 const SUM: usize = WORDS - 1;
 
 /// Whose a block is.
@@ -57,9 +56,9 @@ pub unsafe fn fill(at: *mut u64, stamp: &Stamp) {
         ];
         let mut sum = 0;
         for word in 0..WORDS {
-            let value = match word {
-                0..HEAD => head[word],
-                SUM => sum,
+            let value = match (head.get(word), word) {
+                (Some(&value), _) => value,
+                (None, SUM) => sum,
                 _ => {
                     random ^= random << 13;
                     random ^= random >> 7;

@@ -243,7 +243,7 @@ impl Worker {
     }
 
     fn touch(&mut self, n: u64) {
-        if self.hot.len() == 0 {
+        if self.hot.is_empty() {
             return;
         }
         match self.params.kind {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use vmferry_machine::{Boot, Console, MachineConfig, MachineError, create};
+use vmferry_machine::{Boot, Console, MachineConfig, MachineError, Role, create};
 
 use crate::kernels::{self, NOTE_AT, SEGMENT_AT, kernel_config};
 use crate::rig::{Rig, config, has_kvm};

@@ -12,11 +12,11 @@ use vmm_sys_util::eventfd::EventFd;
 use super::disks::Watch;
 use super::mmio::{Effect, QUEUE_NOTIFY, Registers};
 use super::offer::Offer;
-use vmferry_block::Role;
 use super::shared::Shared;
 use super::state::{SavedDisk, Unchecked};
 use super::worker::{Adoption, Command, Worker};
 use crate::lock;
+use vmferry_block::Role;
 
 /// The worker needs little; backends run on its stack.
 const STACK_BYTES: usize = 512 << 10;
@@ -130,7 +130,7 @@ impl Disk {
         Ok(SavedDisk::new(
             &registers,
             &self.shared,
-            self.offer.bytes,
+            &self.offer,
             snapshot,
         ))
     }
@@ -139,7 +139,10 @@ impl Disk {
     ///
     /// # Errors
     /// In words.
-    pub(super) fn check<'a>(&self, saved: &'a SavedDisk) -> Result<(&'a SavedDisk, Adoption), String> {
+    pub(super) fn check<'a>(
+        &self,
+        saved: &'a SavedDisk,
+    ) -> Result<(&'a SavedDisk, Adoption), String> {
         let unchecked = Unchecked {
             saved,
             ram: &self.ram,

@@ -12,12 +12,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::disk::Disk;
 use super::open::OpenDisk;
-use vmferry_block::Role;
 use super::state::SavedDisk;
 use super::worker::{HeldDisk, Worker};
 use super::{FIRST_GSI, MAX_DISKS};
 use crate::{MachineConfig, MachineError, lock};
-
+use vmferry_block::Role;
 
 /// Something that a disk tells of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,8 +19,8 @@ mod worker;
 
 pub use disks::{DiskStats, Disks, HeldIo, IoEvent, IoSink};
 pub use open::OpenDisk;
-pub use vmferry_block::{MAX_QUEUES, Role};
 pub(crate) use state::SavedDisk;
+pub use vmferry_block::{MAX_QUEUES, Role};
 
 /// Most disks of a machine: the I/O APIC has interrupt lines for no more.
 pub const MAX_DISKS: usize = 8;

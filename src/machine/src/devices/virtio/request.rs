@@ -160,7 +160,24 @@ fn clear(
     if rest.iter().any(|(_, len)| *len > 0) {
         return Err(IO_ERROR);
     }
-    let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, f0, f1, f2, f3] = *segment;
+    let [
+        s0,
+        s1,
+        s2,
+        s3,
+        s4,
+        s5,
+        s6,
+        s7,
+        n0,
+        n1,
+        n2,
+        n3,
+        f0,
+        f1,
+        f2,
+        f3,
+    ] = *segment;
     let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
     let len = u64::from(u32::from_le_bytes([n0, n1, n2, n3])) * SECTOR;
     let flags = u32::from_le_bytes([f0, f1, f2, f3]);
@@ -220,6 +237,3 @@ fn take_front<const N: usize>(memory: &GuestMemory, runs: &mut [Run]) -> Option<
     }
     None
 }
-
-#[cfg(test)]
-mod tests;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmferry_block::JobId;
 use vmferry_memory::{GuestMemory, GuestRam};
 
@@ -50,8 +51,18 @@ impl Ring {
             used_ring: set.used,
         };
         let queue = Queue::try_from(state).map_err(|_| Broken("a queue's size or alignment"))?;
+        let size = u64::from(set.size);
+        let parts = [
+            (set.table, 16 * size),
+            (set.avail, 6 + 2 * size),
+            (set.used, 6 + 8 * size),
+        ];
+        let is_ram = |&(at, len): &(u64, u64)| {
+            let memory = ram.guest_memory();
+            memory.check_range(GuestAddress(at), len as usize)
+        };
         // The crate takes an available ring at 0 for one that was not set.
-        if set.avail == 0 || !queue.is_valid(ram.guest_memory()) {
+        if set.avail == 0 || !parts.iter().all(is_ram) {
             return Err(Broken("a queue outside RAM"));
         }
         Ok(Self {
@@ -133,7 +144,6 @@ impl Ring {
         (status, at): (u8, u64),
         written: u32,
     ) -> Result<(), Broken> {
-        use vm_memory::{Bytes, GuestAddress};
         self.heads.remove(&head);
         memory
             .write_obj(status, GuestAddress(at))

@@ -49,10 +49,12 @@ impl Worker {
 
     /// The driver has broken a queue: the device stops until it is reset.
     fn break_down(&mut self, Broken(what): Broken) {
-        tracing::warn!(
-            disk = self.index,
-            "the guest's driver has broken the disk: {what}; it stands still until it is reset"
-        );
+        if !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                disk = self.index,
+                "the guest's driver has broken the disk: {what}; it stands still until it is reset"
+            );
+        }
         self.stop_all();
         self.shared.set_broken(true);
         self.shared.interrupt(CONFIG);
@@ -71,6 +73,8 @@ impl Worker {
     /// than that is not to keep the worker from everything else.
     fn process(&mut self, queue: usize) -> Result<(), Broken> {
         let mut left = self.ring(queue).map_or(0, |r| u32::from(r.size()));
+        // The ring has said, at the end of the last round, that there are requests.
+        let mut promised = false;
         while self.phase == Phase::Running {
             let ram = self.ram.clone();
             let Some(ring) = self.ring(queue) else {
@@ -98,9 +102,11 @@ impl Worker {
                 let _ = self.shared.kick.write(1);
                 return Ok(());
             }
-            if left == before {
+            // One that came while this one looked elsewhere is taken in the next round.
+            if left == before && promised {
                 return Err(Broken("an available ring that cannot be read"));
             }
+            promised = true;
         }
         Ok(())
     }

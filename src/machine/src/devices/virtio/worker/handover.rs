@@ -3,8 +3,7 @@
 use std::time::{Duration, Instant};
 
 use vmferry_block::table::HandedOver;
-use vmferry_block::{Fate, JobEnd, JobId, JobRecord};
-use vmm_sys_util::epoll::EpollEvent;
+use vmferry_block::{Fate, FormerOwner, JobEnd, JobId, JobRecord};
 
 use super::{LOOK_EVERY, Phase, Tag, Worker};
 use crate::devices::virtio::disks::IoEvent;
@@ -12,6 +11,8 @@ use crate::devices::virtio::ring::{Position, Ring};
 
 /// Longest wait for what can be cancelled at once.
 const SWEEP: Duration = Duration::from_millis(1);
+/// And for the next of it: what takes longer is not given back, but done.
+const QUIET: Duration = Duration::from_micros(200);
 
 /// What has become of a disk's jobs when it was held.
 #[derive(Debug, Default)]
@@ -83,14 +84,17 @@ impl Worker {
     /// Reaps for as long as something comes at once.
     fn sweep(&mut self) {
         let began = Instant::now();
+        let (mut last, mut left) = (began, self.in_backend.len());
         loop {
             self.reap();
             self.act();
-            if self.in_backend.is_empty() || began.elapsed() >= SWEEP {
+            if self.in_backend.len() < left {
+                (last, left) = (Instant::now(), self.in_backend.len());
+            }
+            if left == 0 || began.elapsed() >= SWEEP || last.elapsed() >= QUIET {
                 return;
             }
-            // Interrupted or not: the clock decides.
-            let _ = self.ready.wait(1, &mut [EpollEvent::default()]);
+            std::thread::sleep(QUIET / 10);
         }
     }
 
@@ -152,6 +156,7 @@ impl Worker {
         }
         if std::mem::take(&mut self.heir) {
             self.backend.inherit();
+            self.may_be_shared = true;
         }
         self.backend.hold(false);
         self.phase = Phase::Running;
@@ -188,6 +193,7 @@ impl Worker {
         if record.fate == Fate::Unsettled {
             self.table.fence(record.key.job, record.extent);
             self.fences.insert(record.key.job, Instant::now());
+            self.may_be_shared = true;
         }
     }
 
@@ -195,7 +201,10 @@ impl Worker {
     ///
     /// # Errors
     /// In words, what stands against it.
-    pub(crate) fn may_move(&self) -> Result<(), String> {
+    pub(crate) fn may_move(&mut self) -> Result<(), String> {
+        if self.looks_for_former_owner() {
+            self.look_now();
+        }
         self.has_no_fences()?;
         self.backend.may_move()
     }
@@ -212,20 +221,29 @@ impl Worker {
 
     /// Whether storage is asked, every now and then, for the former owner.
     pub(super) fn looks_for_former_owner(&self) -> bool {
-        self.phase == Phase::Running && !self.table.fences().is_empty()
+        self.phase == Phase::Running && self.may_be_shared
+    }
+
+    /// Asks storage for the former owner, if it is time to.
+    pub(super) fn look_for_former_owner(&mut self) {
+        let soon = |at: Instant| at.elapsed() < LOOK_EVERY;
+        if self.looks_for_former_owner() && !self.looked.is_some_and(soon) {
+            self.look_now();
+        }
     }
 
     /// Lifts all fences once storage says that nobody is behind them.
-    pub(super) fn look_for_former_owner(&mut self) {
-        let soon = |at: Instant| at.elapsed() < LOOK_EVERY;
-        if !self.looks_for_former_owner() || self.looked.is_some_and(soon) {
-            return;
-        }
+    fn look_now(&mut self) {
         self.looked = Some(Instant::now());
-        if self.backend.former_owner_gone() {
-            let fenced: Vec<JobId> = self.table.fences().keys().copied().collect();
-            for id in fenced {
-                self.settle(id, JobEnd::Unknown);
+        match self.backend.former_owner() {
+            FormerOwner::There => {}
+            FormerOwner::Unknown => self.may_be_shared = false,
+            FormerOwner::Gone => {
+                self.may_be_shared = false;
+                let fenced: Vec<JobId> = self.table.fences().keys().copied().collect();
+                for id in fenced {
+                    self.settle(id, JobEnd::Unknown);
+                }
             }
         }
     }

@@ -21,10 +21,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::disks::{DiskStats, IoEvent, Watch};
 use super::offer::Offer;
-use vmferry_block::Role;
 use super::request::Run;
 use super::ring::Ring;
 use super::shared::{Shared, USED};
+use vmferry_block::Role;
 
 pub(super) use handover::{Adoption, HeldDisk, Snapshot};
 
@@ -87,13 +87,16 @@ pub(super) struct Worker {
     reissue_below: u64,
     /// Since when a fence is waited for.
     fences: BTreeMap<JobId, Instant>,
+    /// The host that had the disk before may not have let go of it.
+    may_be_shared: bool,
+    /// When storage was asked for that host last.
     looked: Option<Instant>,
+    /// The guest's driver has broken the device before: once is enough for the log.
+    warned: bool,
     /// Requests were left in the queues, as there are too many jobs.
     starved: bool,
     stats: DiskStats,
     ended: Vec<Completion>,
-    /// Watches the backend only.
-    ready: Epoll,
 }
 
 impl Worker {
@@ -103,8 +106,6 @@ impl Worker {
         backend: Box<dyn BlockBackend>,
         role: Role,
     ) -> io::Result<Self> {
-        let ready = Epoll::new()?;
-        add(&ready, &backend.ready())?;
         let heir = role == Role::Heir;
         Ok(Self {
             index,
@@ -122,11 +123,12 @@ impl Worker {
             adopted: Vec::new(),
             reissue_below: 0,
             fences: BTreeMap::new(),
+            may_be_shared: false,
             looked: None,
+            warned: false,
             starved: false,
             stats: DiskStats::default(),
             ended: Vec::new(),
-            ready,
         })
     }
 
@@ -141,7 +143,7 @@ impl Worker {
         let epoll = Epoll::new()?;
         add(&epoll, &self.shared.kick)?;
         add(&epoll, &self.shared.wake)?;
-        add(&epoll, &self.ready)?;
+        add(&epoll, &self.backend.ready())?;
         let mut events = [EpollEvent::default(); 3];
         while !(self.phase == Phase::Retired && self.in_backend.is_empty()) {
             let timeout = match self.looks_for_former_owner() {
@@ -222,7 +224,14 @@ impl Worker {
         }
         let wanted = |ring: &mut Ring| ring.wants_interrupt(self.ram.guest_memory());
         // All are asked.
-        if self.rings.iter_mut().flatten().filter_map(|r| wanted(r).then_some(())).count() > 0 {
+        if self
+            .rings
+            .iter_mut()
+            .flatten()
+            .filter_map(|r| wanted(r).then_some(()))
+            .count()
+            > 0
+        {
             self.shared.interrupt(USED);
         }
     }

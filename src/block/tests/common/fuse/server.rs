@@ -1,24 +1,19 @@
-//! A file system with one file, `disk`, whose writes (or reads) are answered when the test says
-//! so: storage that is slow and does not let go. Speaks FUSE to the kernel directly.
+//! The file system's own side: speaks FUSE with the kernel, and lines of text with the test.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use super::LONG;
-use super::mounts::mount;
+use super::{FSYNC, READ, WRITE};
+use crate::common::mounts::mount;
 
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
 const OPEN: u32 = 14;
-pub(crate) const READ: u32 = 15;
-pub(crate) const WRITE: u32 = 16;
 const RELEASE: u32 = 18;
-const FSYNC: u32 = 20;
 const FLUSH: u32 = 25;
 const INIT: u32 = 26;
 const INTERRUPT: u32 = 36;
@@ -28,16 +23,9 @@ const ASYNC_DIO: u32 = 1 << 15;
 const BIG_WRITES: u32 = 1 << 5;
 const MAX_WRITE: u32 = 128 << 10;
 
-pub(crate) struct SlowDisk {
-    dir: tempfile::TempDir,
-    shared: Arc<Shared>,
-    arrived: Receiver<u32>,
-}
-
-struct Shared {
-    device: File,
-    state: Mutex<State>,
-}
+/// No test takes so long, in seconds. A request that nobody answers keeps whoever has made it from
+/// dying: the server goes in the end, and its requests with it.
+const LIFE: u32 = 600;
 
 #[derive(Default)]
 struct State {
@@ -54,74 +42,67 @@ struct Request {
     body: Vec<u8>,
 }
 
-impl SlowDisk {
-    /// A disk of `len` zeros. In a mount namespace of the test's own.
-    pub(crate) fn mount(len: usize) -> io::Result<Self> {
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/fuse")?;
-        let dir = tempfile::tempdir()?;
-        let fd = device.as_raw_fd();
-        let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other");
-        let flags = libc::MS_NOSUID | libc::MS_NODEV;
-        mount("vmferry-test", dir.path(), Some("fuse"), flags, &options)?;
-        let state = Mutex::new(State {
-            data: vec![0; len],
-            ..State::default()
-        });
-        let shared = Arc::new(Shared { device, state });
-        let (tell, arrived) = channel();
-        let server = shared.clone();
-        std::thread::spawn(move || serve(&server, &tell));
-        Ok(Self {
-            dir,
-            shared,
-            arrived,
-        })
-    }
-
-    pub(crate) fn path(&self) -> PathBuf {
-        self.dir.path().join("disk")
-    }
-
-    /// From now on requests of these opcodes are not answered.
-    pub(crate) fn keep(&self, opcodes: &[u32]) {
-        self.shared.state.lock().unwrap().keep = opcodes.to_vec();
-    }
-
-    /// Waits until a request is here that is kept.
-    pub(crate) fn wait_for_kept(&self) -> u32 {
-        self.arrived.recv_timeout(LONG).expect("no request came")
-    }
-
-    /// Does what was kept back, and answers.
-    pub(crate) fn let_go(&self) {
-        let mut state = self.shared.state.lock().unwrap();
-        state.keep.clear();
-        for request in std::mem::take(&mut state.kept) {
-            answer(&self.shared.device, &mut state, &request);
+/// Serves a disk of `len` zeros at `dir` until nobody sends lines any more.
+pub(super) fn run(dir: &Path, len: usize) -> io::Result<()> {
+    // SAFETY: touches no memory.
+    unsafe { libc::alarm(LIFE) };
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")?;
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0",
+        device.as_raw_fd()
+    );
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    mount("vmferry-test", dir, Some("fuse"), flags, &options)?;
+    let device = Arc::new(device);
+    let state = Arc::new(Mutex::new(State {
+        data: vec![0; len],
+        ..State::default()
+    }));
+    let (served, of) = (device.clone(), state.clone());
+    std::thread::spawn(move || serve(&served, &of));
+    tell("mounted");
+    for line in io::stdin().lines().map_while(Result::ok) {
+        let mut words = line.split(' ');
+        let verb = words.next().unwrap_or_default().to_owned();
+        let numbers: Vec<usize> = words.map(|w| w.parse().unwrap()).collect();
+        let mut state = state.lock().unwrap();
+        match (verb.as_str(), numbers.as_slice()) {
+            ("keep", opcodes) => {
+                state.keep = opcodes.iter().map(|o| *o as u32).collect();
+                tell("kept-from-now");
+            }
+            ("go", []) => {
+                state.keep.clear();
+                for request in std::mem::take(&mut state.kept) {
+                    answer(&device, &mut state, &request);
+                }
+                tell("gone");
+            }
+            ("data", [offset, len]) => {
+                let bytes = &state.data[*offset..offset + len];
+                let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+                tell(&format!("data {hex}"));
+            }
+            _ => panic!("{line}"),
         }
     }
-
-    pub(crate) fn data(&self) -> Vec<u8> {
-        self.shared.state.lock().unwrap().data.clone()
-    }
+    Ok(())
 }
 
-impl Drop for SlowDisk {
-    fn drop(&mut self) {
-        let target = std::ffi::CString::new(self.dir.path().to_str().unwrap()).unwrap();
-        // SAFETY: a string that lives until the call returns.
-        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-        self.let_go();
-    }
+/// A line of its own: the test harness writes there as well.
+fn tell(line: &str) {
+    let mut out = io::stdout().lock();
+    writeln!(out, "\n{}{line}", super::MARK).unwrap();
+    out.flush().unwrap();
 }
 
-fn serve(shared: &Shared, tell: &Sender<u32>) {
+fn serve(device: &File, state: &Mutex<State>) {
     let mut buffer = vec![0; (MAX_WRITE + 4096) as usize];
     loop {
-        let len = match (&shared.device).read(&mut buffer) {
+        let len = match { device }.read(&mut buffer) {
             Ok(len) => len,
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ENOENT)) => continue,
             // Unmounted.
@@ -133,13 +114,12 @@ fn serve(shared: &Shared, tell: &Sender<u32>) {
             node: number(&buffer, 16, 8),
             body: buffer[40..len].to_vec(),
         };
-        let mut state = shared.state.lock().unwrap();
+        let mut state = state.lock().unwrap();
         if state.keep.contains(&request.opcode) {
-            let opcode = request.opcode;
+            tell(&format!("kept {}", request.opcode));
             state.kept.push(request);
-            let _ = tell.send(opcode);
         } else {
-            answer(&shared.device, &mut state, &request);
+            answer(device, &mut state, &request);
         }
     }
 }
