@@ -45,8 +45,8 @@
 //! one covers the writes of all: several connections of one disk, and a second host, are safe
 //! there. NBD has no locks and tells nobody of other clients: whether the former owner of a disk
 //! has let go is known to that host only, by its sessions' ends, so that
-//! [`former_owner_gone`](crate::BlockBackend::former_owner_gone) is always false. If that host is
-//! lost, an operator has to make sure.
+//! [`former_owner`](crate::BlockBackend::former_owner) is always unknown. If that host is lost, an
+//! operator has to make sure.
 
 mod backend;
 mod connection;
