@@ -152,13 +152,22 @@ fn lost(uri: &NbdUri, waits_for: &str, error: &io::Error) -> String {
             ),
         ),
         (ErrorKind::InvalidData, Some(parameters)) => at(uri, &tls::explain(error, parameters)),
-        _ => at(
-            uri,
-            &format!(
-                "it has closed the connection ({error}) instead of sending {waits_for}: check the \
-                 export's name, whether the server takes more clients, and its log"
-            ),
-        ),
+        (_, tls) => {
+            let also = match tls {
+                Some(tls) => format!(
+                    ", whether it accepts client-cert.pem in {} (or wants one)",
+                    tls.certificates.display()
+                ),
+                None => String::new(),
+            };
+            at(
+                uri,
+                &format!(
+                    "it has closed the connection ({error}) instead of sending {waits_for}: check \
+                     the export's name, whether the server takes more clients{also}, and its log"
+                ),
+            )
+        }
     }
 }
 
@@ -204,7 +213,11 @@ fn send(wire: &mut Wire, mut bytes: &[u8], deadline: &Deadline) -> io::Result<()
         match wire.write(bytes) {
             Ok(len) => bytes = &bytes[len..],
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+            // The server has closed, and may have said why: in TLS, that it refuses us.
+            Err(e) => match wire.read(&mut [0]) {
+                Err(why) if why.kind() == ErrorKind::InvalidData => return Err(why),
+                _ => return Err(e),
+            },
         }
     }
     wire.flush()

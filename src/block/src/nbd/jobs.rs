@@ -306,3 +306,6 @@ impl Jobs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

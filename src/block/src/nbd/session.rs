@@ -4,7 +4,6 @@
 //! still come), then perhaps *lingering*: nothing is read for its content any more, and we wait
 //! for the server to close, which is its word that it does nothing more for this session.
 
-use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 
 use vmferry_protocol::storage::JobKind;
@@ -12,15 +11,14 @@ use vmferry_protocol::storage::JobKind;
 use super::connection::Wire;
 use super::dial::Dialled;
 use super::jobs::{Jobs, Piece};
+use super::outgoing::{OUTGOING, Outgoing, Untouched};
 use super::proto::{Command, Event, Export, Request, Transmission, Violation};
 
-/// Bytes that are put together before they are written.
-const OUTGOING: usize = 256 << 10;
 /// Most requests of a session in flight. More would only wait in the server, where they cannot
 /// be taken back.
 const MAX_IN_FLIGHT: usize = 128;
 /// Zeros, for holes.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -36,25 +34,6 @@ pub(super) enum End {
     Settled,
     /// The server may still do what was in flight.
     Unsettled(io::Error),
-}
-
-/// A request of which no byte was written: its index, and where it begins in the outgoing bytes.
-#[derive(Clone, Copy, Debug)]
-struct Untouched {
-    index: usize,
-    start: usize,
-}
-
-/// The outgoing bytes.
-#[derive(Debug, Default)]
-struct Outgoing {
-    bytes: Vec<u8>,
-    written: usize,
-    untouched: VecDeque<Untouched>,
-    /// The last request is a write whose payload from this byte on is still to be added.
-    payload: Option<(Piece, u64)>,
-    /// The session's end is to be announced after it.
-    goodbye: bool,
 }
 
 /// See the module's documentation.
@@ -331,41 +310,5 @@ impl Session {
             self.failure.get_or_insert(e);
         }
         self.prodded = false;
-    }
-}
-
-impl Outgoing {
-    fn wrote(&mut self, len: usize) {
-        self.written += len;
-        while self
-            .untouched
-            .front()
-            .is_some_and(|u| u.start < self.written)
-        {
-            self.untouched.pop_front();
-        }
-        if self.written == self.bytes.len() {
-            self.bytes.clear();
-            self.written = 0;
-        }
-    }
-
-    /// Adds the payload of the last request, as far as there is room.
-    fn fill(&mut self, jobs: &Jobs) {
-        let Some((piece, from)) = self.payload else {
-            if std::mem::take(&mut self.goodbye) {
-                let bytes = Transmission::<Piece>::disconnect();
-                self.bytes.extend_from_slice(&bytes);
-            }
-            return;
-        };
-        let left = piece.extent.len - from;
-        let start = self.bytes.len();
-        let len = OUTGOING.saturating_sub(start).min(left as usize);
-        self.bytes.resize(start + len, 0);
-        let at = piece.extent.offset + from;
-        jobs.copy_out(piece.job, at, &mut self.bytes[start..]);
-        let from = from + len as u64;
-        self.payload = (from < piece.extent.len).then_some((piece, from));
     }
 }

@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 use vmferry_block::nbd;
-use vmferry_block::{BlockBackend, Extent, JobEnd, JobKind};
+use vmferry_block::{BlockBackend, Extent, FormerOwner, JobEnd, JobKind};
 
 use crate::rig::{Disk, pattern};
 use crate::servers::{Place, nbdkit};
@@ -33,7 +33,7 @@ fn what_is_written_is_read() {
     assert_eq!((geometry.bytes, geometry.block_size), (64 << 20, 512));
     assert!(geometry.flush && geometry.discard && geometry.write_zeroes);
     assert!(disk.backend().may_move().is_ok());
-    assert!(!disk.backend().former_owner_gone());
+    assert_eq!(disk.backend().former_owner(), FormerOwner::Unknown);
     let extents = [(0, 512), (4096, 65536), (1 << 20, 40 << 20)];
     let extents = extents.map(|(offset, len)| Extent::new(offset, len));
     let writes = extents.map(|extent| disk.write(extent, 1));
@@ -199,6 +199,29 @@ fn held_and_killed_is_unknown() {
     disk.check(A, 2);
 }
 
+/// TCP does not tell a server that is gone from one that sends nothing more, until it is asked.
+#[test]
+fn over_tcp_the_end_of_a_server_is_seen() {
+    let place = Place::new();
+    place.image(8 << 20);
+    let address = place.address();
+    let server = place.nbdkit_at(&address, slow(&place));
+    let mut disk = Disk::open(&format!("nbd://{address}"));
+    let lost = disk.write(A, 1);
+    disk.sent();
+    server.end(Signal::KILL);
+    let server = place.nbdkit_at(&address, slow(&place));
+    disk.done(lost);
+    disk.check(A, 1);
+    server.signal(Signal::STOP);
+    let (write, (read, _)) = (disk.write(A, 2), disk.read(B));
+    disk.sent();
+    disk.backend().hold(true);
+    server.end(Signal::KILL);
+    assert_eq!(disk.wait(write), JobEnd::Unknown);
+    assert_eq!(disk.wait(read), JobEnd::Unknown);
+}
+
 #[test]
 fn held_what_is_in_flight_ends_as_it_does() {
     let place = Place::new();
@@ -239,7 +262,7 @@ fn a_server_that_hangs_blocks_nothing() {
     disk.check_is(large(7), &[0; 8 << 20]);
     // Nor does it block the end of the disk.
     server.signal(Signal::STOP);
-    let id = disk.write(A, 1);
+    disk.write(A, 1);
     disk.sent();
     let ram = std::sync::Arc::downgrade(&disk.ram);
     disk.close();

@@ -88,7 +88,7 @@ pub(crate) fn start<A: AsRef<OsStr>>(
 ) -> Server {
     let _ = std::fs::remove_file(pid_file);
     let notes = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
-    let written = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::MOVED_TO;
+    let written = inotify::WatchFlags::MODIFY | inotify::WatchFlags::MOVED_TO;
     inotify::add_watch(&notes, pid_file.parent().unwrap(), written).unwrap();
     command.args(arguments).stdin(Stdio::null());
     let child = command.spawn().unwrap_or_else(|e| match e.kind() {

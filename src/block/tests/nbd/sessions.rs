@@ -161,9 +161,10 @@ fn an_export_that_has_shrunk_fails_until_it_has_grown() {
         let id = disk.write(A, 1);
         disk.wait(id)
     });
-    let end = ends.find(|end| *end != JobEnd::Failed(libc::EIO));
-    drop(ends);
-    assert_eq!(end, Some(JobEnd::Done));
+    assert_eq!(
+        ends.find(|end| *end != JobEnd::Failed(libc::EIO)),
+        Some(JobEnd::Done)
+    );
     disk.close();
     answers.join().unwrap();
 }
