@@ -183,7 +183,7 @@ fn held_and_killed_is_unknown() {
     let server = nbdkit(&place, slow(&place));
     let mut disk = Disk::open(&place.uri(""));
     // It is stopped, so that it cannot answer.
-    server.signal(Signal::STOP);
+    server.stop();
     let (write, (read, _)) = (disk.write(A, 1), disk.read(B));
     disk.sent();
     disk.backend().hold(true);
@@ -213,7 +213,7 @@ fn over_tcp_the_end_of_a_server_is_seen() {
     let server = place.nbdkit_at(&address, slow(&place));
     disk.done(lost);
     disk.check(A, 1);
-    server.signal(Signal::STOP);
+    server.stop();
     let (write, (read, _)) = (disk.write(A, 2), disk.read(B));
     disk.sent();
     disk.backend().hold(true);
@@ -241,7 +241,7 @@ fn a_server_that_hangs_blocks_nothing() {
     let server = nbdkit(&place, ["memory", "64M"]);
     let mut disk = Disk::open(&format!("{}&connections=1", place.uri("")));
     disk.check_is(A, &[0; 65536]);
-    server.signal(Signal::STOP);
+    server.stop();
     // More than the socket takes: the last has not been begun.
     let large = |i: u64| Extent::new(i * (8 << 20), 8 << 20);
     let ids: Vec<_> = (0..8).map(|i| disk.write(large(i), 1)).collect();
@@ -254,14 +254,14 @@ fn a_server_that_hangs_blocks_nothing() {
     disk.backend().hold(false);
     assert!(disk.reap().is_empty());
     assert!(disk.backend().may_move().is_ok());
-    server.signal(Signal::CONT);
+    server.go_on();
     for id in &ids[..7] {
         disk.done(*id);
     }
     disk.check(large(6), 1);
     disk.check_is(large(7), &[0; 8 << 20]);
     // Nor does it block the end of the disk.
-    server.signal(Signal::STOP);
+    server.stop();
     disk.write(A, 1);
     disk.sent();
     let ram = std::sync::Arc::downgrade(&disk.ram);
@@ -271,6 +271,6 @@ fn a_server_that_hangs_blocks_nothing() {
         1,
         "the memory of what is in flight is gone"
     );
-    server.signal(Signal::CONT);
+    server.go_on();
     crate::common::until("memory is given back", || ram.strong_count() == 0);
 }

@@ -4,7 +4,6 @@ use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::thread;
 
-use rustix::process::Signal;
 use vmferry_block::nbd;
 
 use crate::peer::{ALL, Scripted};
@@ -64,9 +63,9 @@ fn what_cannot_be_written_is_not_opened_for_writing() {
 fn a_server_that_does_not_answer_is_given_up() {
     let place = Place::new();
     let server = nbdkit(&place, ["memory", "8M"]);
-    server.signal(Signal::STOP);
+    server.stop();
     refused(&place.uri(""), &["its greeting", "stopped", "within 10 s"]);
-    server.signal(Signal::CONT);
+    server.go_on();
     nbd::open(&place.uri(""), false).unwrap();
 }
 
