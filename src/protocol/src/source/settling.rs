@@ -23,6 +23,8 @@ pub(super) struct HandedOver {
     settled: BTreeMap<JobKey, Settlement>,
     /// Of these, the ones told on this connection.
     told: BTreeSet<JobKey>,
+    /// Those that have ended before it was heard which were handed over.
+    early: Vec<Settlement>,
 }
 
 impl HandedOver {
@@ -76,7 +78,11 @@ impl Source {
             return self.fail(now, AbortCode::Failed, detail);
         }
         self.stats.timeline.io_cancelled = now;
+        let early = std::mem::take(&mut self.handed_over.early);
         self.handed_over = HandedOver::new(jobs);
+        for settlement in early {
+            self.handed_over.settle(settlement);
+        }
         self.state = State::SavingVm;
         self.outputs.push_back(SourceOutput::SaveState);
     }
@@ -93,6 +99,10 @@ impl Source {
     }
 
     pub(super) fn io_settled(&mut self, settlements: Vec<Settlement>) {
+        // Disks and whoever holds them are different threads: one may be quicker than the other.
+        if self.state == State::CancellingIo {
+            return self.handed_over.early.extend(settlements);
+        }
         for settlement in settlements {
             self.handed_over.settle(settlement);
         }
