@@ -16,6 +16,7 @@ on_each_machine!(
     writes_of_a_second_do_not_keep_the_guest,
     storage_that_hangs_keeps_only_what_overlaps,
     errors_of_the_storage_are_the_guests,
+    storage_that_is_rationed,
     a_killed_source_lets_go_of_its_file,
     a_killed_source_on_nbd_is_for_an_operator,
     a_guest_is_not_booted_on_a_disk_in_use,
@@ -124,6 +125,19 @@ async fn errors_of_the_storage_are_the_guests(kind: MachineKind) {
     until(&mut a, |s| s.errors > 10).await;
     Move::new(&a, &b).complete(&mut a, &mut b).await;
     until(&mut b, |s| s.errors > 10).await;
+    assert_eq!(b.verify_settled().await, "OK");
+}
+
+async fn storage_that_is_rationed(kind: MachineKind) {
+    let lab = Lab::new();
+    // A fraction of what the guest asks for: its queue is full all the time.
+    let server = Nbdkit::start(&lab, 4, &["rate", "--", "rate=8M"]);
+    let (mut a, mut b) = (lab.host("a").await, lab.host("b").await);
+    a.boot(guest(kind, server.disk())).await;
+    until(&mut a, |s| s.in_flight == 16).await;
+    let report = Move::new(&a, &b).complete(&mut a, &mut b).await;
+    let io = report.io.unwrap();
+    assert!(io.cancelled + io.unsettled > 0, "{io:?}");
     assert_eq!(b.verify_settled().await, "OK");
 }
 
