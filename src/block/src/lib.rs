@@ -10,6 +10,7 @@ pub mod buffers;
 mod file;
 mod lock;
 pub mod memory;
+pub mod nbd;
 mod open;
 mod slow;
 pub mod spec;

@@ -69,7 +69,7 @@ fn readers_share_a_disk() {
     let (_dir, path) = image();
     let readers = [Role::Owner, Role::Owner, Role::Heir].map(|role| open_as(&path, role, true));
     let mut readers = readers.map(Result::unwrap);
-    assert!(readers.iter_mut().all(|r| gone(r)));
+    assert!(readers.iter_mut().all(gone));
     let why = refused(&path, Role::Owner, false);
     assert!(why.contains("in use"), "{why}");
     drop(readers);

@@ -173,6 +173,9 @@ pub struct IoReport {
     pub unsettled: u64,
     /// Issued again by the destination.
     pub reissued: u64,
+    /// Requests that the guest was told have failed, at the destination until the end.
+    #[serde(default)]
+    pub errors: u64,
     /// The longest that a range was kept closed until a write of the source was settled, in
     /// milliseconds.
     pub fence_wait_ms: f64,

@@ -1,6 +1,6 @@
 //! Reads all written blocks back. Content is checked as of any read.
 
-use super::{Disk, Fault};
+use super::{Disk, Fault, device};
 use crate::platform::Platform;
 
 /// Blocks looked at in one call.
@@ -55,8 +55,9 @@ impl Disk {
         let quiet = now.wrapping_sub(check.moved) / khz;
         let age = now.wrapping_sub(check.began) / khz;
         let settled = check.settled != 0;
-        if !settled && (quiet > QUIET_MS || age > LONGEST_MS) {
-            return self.end_check();
+        let over = !settled && (quiet > QUIET_MS || age > LONGEST_MS);
+        if over {
+            return self.conclude(platform);
         }
         let drained = self.busy() & !self.state().check.reading == 0;
         if !settled || drained {
@@ -64,13 +65,22 @@ impl Disk {
         }
         let len = self.share.len();
         let pending = self.state().check.reading & self.busy() | self.state().check.again;
-        if pending == 0 && self.state().check.next >= len && (!settled || drained) {
-            self.end_check()
+        let done = pending == 0 && self.state().check.next >= len && (!settled || drained);
+        if done || (quiet > QUIET_MS && device::needs_reset(platform)) {
+            self.conclude(platform)
         } else if quiet > SLEEP_AFTER_MS {
             Progress::Quiet
         } else {
             Progress::Busy
         }
+    }
+
+    /// Ends a check of a device that is in order.
+    fn conclude(&mut self, platform: &mut impl Platform) -> Progress {
+        if device::needs_reset(platform) {
+            self.break_down(platform, Fault::NeedsReset);
+        }
+        self.end_check()
     }
 
     fn end_check(&mut self) -> Progress {

@@ -35,6 +35,7 @@ const ACKNOWLEDGE: u32 = 1;
 const DRIVER: u32 = 2;
 const DRIVER_OK: u32 = 4;
 const FEATURES_OK: u32 = 8;
+const NEEDS_RESET: u32 = 64;
 const FAILED: u32 = 128;
 
 /// Features of the lower word, and of the upper one.
@@ -52,6 +53,11 @@ fn get(platform: &mut impl Platform, register: u64) -> u32 {
 
 fn put(platform: &mut impl Platform, register: u64, value: u32) {
     platform.mmio_write32(DISK_MMIO_BASE + register, value);
+}
+
+/// Whether the device has given up on this driver.
+pub(super) fn needs_reset(platform: &mut impl Platform) -> bool {
+    get(platform, STATUS) & NEEDS_RESET != 0
 }
 
 /// Tells the device that queue `index` has something new.

@@ -30,6 +30,8 @@ pub enum Fault {
         /// What it is.
         found: u64,
     },
+    /// The device has given up on the driver, and answers nothing any more.
+    NeedsReset,
     /// The device says that more has come back than was in flight.
     TooMany {
         /// Requests in flight.
@@ -110,6 +112,9 @@ impl fmt::Display for Fault {
                 f,
                 "the device does not fit: {what} is {found:#x}, expected {expected:#x}"
             ),
+            Self::NeedsReset => {
+                f.write_str("the device wants to be reset: it takes the queue for broken")
+            }
             Self::TooMany { in_flight, claimed } => write!(
                 f,
                 "{claimed} requests came back where {in_flight} were in flight"

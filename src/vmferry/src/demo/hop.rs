@@ -97,6 +97,7 @@ pub(super) async fn hop(
         report.peak_extra_rss_destination_bytes = extra;
         if let (Some(there), Some(here)) = (io, &mut report.io) {
             here.reissued = there.reissued;
+            here.errors = there.errors;
             here.fence_wait_ms = there.longest_fence_wait.as_secs_f64() * 1e3;
         }
     }
@@ -280,7 +281,10 @@ impl<'a> Watch<'a> {
 
     fn destination_says(&mut self, event: Event) -> Result<(), DemoError> {
         match event {
-            Event::Arrived { resumed_ns } => self.resumed_ns = Some(resumed_ns),
+            Event::Arrived { resumed_ns } => {
+                self.show.step("the guest runs at the destination");
+                self.resumed_ns = Some(resumed_ns);
+            }
             Event::Verified { verdict } => self.verdict = Some(verdict),
             Event::Received {
                 io,

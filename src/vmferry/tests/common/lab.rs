@@ -139,10 +139,18 @@ impl Host {
             .await;
     }
 
-    /// What the guest says of its RAM.
+    /// What the guest says of its RAM, and of its disk as far as nothing is in flight.
     pub(crate) async fn verify(&mut self) -> String {
-        let verify = Request::Workload(WorkloadCommand::Verify);
-        self.call(verify).await.unwrap();
+        self.verdict(WorkloadCommand::Verify).await
+    }
+
+    /// What it says when everything in flight has ended.
+    pub(crate) async fn verify_settled(&mut self) -> String {
+        self.verdict(WorkloadCommand::VerifySettled).await
+    }
+
+    async fn verdict(&mut self, command: WorkloadCommand) -> String {
+        self.call(Request::Workload(command)).await.unwrap();
         self.event(|event| match event {
             Event::Verified { verdict } => Some(verdict),
             _ => None,
@@ -321,6 +329,12 @@ impl Move {
         self
     }
 
+    /// On a busy machine the pause may be long; that is not what every test is about.
+    pub(crate) fn patient(mut self) -> Self {
+        self.migrate.max_blackout_ms = 20_000.0;
+        self
+    }
+
     /// `to` waits for the guest.
     pub(crate) async fn listen(&mut self, to: &mut Host) {
         let receive = Request::Receive(self.receive.clone());
@@ -344,10 +358,8 @@ impl Move {
     }
 
     /// From the beginning to the end: the guest runs at `to`, and nothing is left at `from`.
-    pub(crate) async fn complete(mut self, from: &mut Host, to: &mut Host) -> MigrationReport {
-        // On a busy machine the pause may be long; that is not what this is about.
-        self.migrate.max_blackout_ms = 20_000.0;
-        self.begin(from, to).await;
+    pub(crate) async fn complete(self, from: &mut Host, to: &mut Host) -> MigrationReport {
+        self.patient().begin(from, to).await;
         let report = from.departure().await;
         assert_eq!(report.outcome, ReportOutcome::Completed, "{report:?}");
         let received = to.arrival().await;

@@ -97,6 +97,27 @@ fn a_request_that_never_comes_back_is_missed() {
 }
 
 #[test]
+fn a_device_that_has_given_up_is_noticed_where_it_is_waited_for() {
+    for command in [abi::COMMAND_VERIFY, abi::COMMAND_VERIFY_SETTLED] {
+        let mut rig = Rig::new("disk-depth=8");
+        rig.steps(100);
+        rig.plan(Plan::of(WRITE, Fault::Dropped));
+        while !rig.host.model.plan.happened {
+            rig.steps(1);
+        }
+        rig.host.model.pending.clear();
+        rig.host.model.falsified.push((STATUS, 15 | 64));
+        let results = rig.command(command, 3000);
+        assert_eq!(results, [Some(abi::VERIFY_DISK)]);
+        assert!(
+            rig.host.said[0].contains("wants to be reset"),
+            "{:?}",
+            rig.host.said
+        );
+    }
+}
+
+#[test]
 fn an_overlap_that_goes_wrong_is_found() {
     for fault in [Fault::LateWrite, Fault::LostWrite, Fault::FlippedBit] {
         let mut found = 0;

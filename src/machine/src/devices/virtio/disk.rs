@@ -130,7 +130,7 @@ impl Disk {
         Ok(SavedDisk::new(
             &registers,
             &self.shared,
-            self.offer.bytes,
+            &self.offer,
             snapshot,
         ))
     }

@@ -14,7 +14,7 @@ mod ring;
 mod shared;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod worker;
 
 pub use disks::{DiskStats, Disks, HeldIo, IoEvent, IoSink};

@@ -24,6 +24,8 @@ pub(super) struct Offer {
     pub(super) config: [u8; CONFIG_BYTES],
     /// Size of the disk in bytes.
     pub(super) bytes: u64,
+    /// What offsets and lengths of writes are a multiple of, in bytes.
+    pub(super) block_size: u32,
     /// Nothing may be written.
     pub(super) read_only: bool,
     /// Requests of these kinds are taken.
@@ -63,6 +65,7 @@ impl Offer {
                 | bit(blk::VIRTIO_BLK_F_TOPOLOGY),
             config: [0; CONFIG_BYTES],
             bytes: geometry.bytes / SECTOR * SECTOR,
+            block_size: geometry.block_size.max(SECTOR as u32),
             read_only,
             flush: geometry.flush,
             discard: geometry.discard && !read_only,
@@ -88,18 +91,16 @@ impl Offer {
 
     fn fill(&mut self, geometry: &Geometry, queues: u16) {
         let segment = geometry.max_transfer / self.segments / SECTOR as u32 * SECTOR as u32;
-        // Logical blocks are of 512 bytes whatever the storage likes best, as partition tables
-        // count in them; what it likes best is told as the topology.
-        let sectors = (u64::from(geometry.block_size) / SECTOR).max(1) as u32;
+        let sectors = self.block_size / SECTOR as u32;
         let max_clear = (self.max_clear / SECTOR) as u32;
         self.put(0, &(self.bytes / SECTOR).to_le_bytes());
         self.put(8, &segment.to_le_bytes());
         self.put(12, &self.segments.to_le_bytes());
-        self.put(20, &(SECTOR as u32).to_le_bytes());
-        // Physical block exponent, alignment offset, least and best size of requests in blocks.
-        self.put(24, &[sectors.ilog2() as u8, 0]);
+        self.put(20, &self.block_size.to_le_bytes());
+        // Physical blocks are as large; alignment offset, least and best size of requests in blocks.
+        self.put(24, &[0, 0]);
         self.put(26, &1u16.to_le_bytes());
-        self.put(28, &sectors.to_le_bytes());
+        self.put(28, &1u32.to_le_bytes());
         self.put(34, &queues.to_le_bytes());
         if self.discard {
             self.put(36, &max_clear.to_le_bytes());
@@ -145,7 +146,7 @@ mod tests {
         let u32_at = |at: usize| u32::from_le_bytes(offer.config[at..at + 4].try_into().unwrap());
         assert_eq!((u32_at(0), u32_at(4)), (2048, 0));
         assert_eq!((u32_at(8), u32_at(12)), (8192, 128));
-        assert_eq!((u32_at(20), offer.config[24], u32_at(28)), (512, 3, 8));
+        assert_eq!((u32_at(20), offer.config[24], u32_at(28)), (4096, 0, 1));
         assert_eq!(offer.config[34..36], [1, 0]);
         assert_eq!((u32_at(36), u32_at(40), u32_at(44)), (1 << 21, 1, 8));
         assert_eq!((u32_at(48), u32_at(52), offer.config[56]), (1 << 21, 1, 1));

@@ -21,6 +21,8 @@ use super::worker::{Adoption, MAX_DISK_JOBS, Snapshot, Tag, buffers};
 pub(crate) struct SavedDisk {
     /// Its size in bytes.
     bytes: u64,
+    /// What the guest was told of its blocks, in bytes.
+    block_size: u32,
     pub(super) registers: Registers,
     pub(super) interrupts: u32,
     pub(super) broken: bool,
@@ -56,7 +58,7 @@ impl SavedDisk {
     pub(super) fn new(
         registers: &Registers,
         shared: &Shared,
-        bytes: u64,
+        offer: &Offer,
         snapshot: Snapshot,
     ) -> Self {
         let job = |(job, orphan): (HandedOver<Tag>, bool)| SavedJob {
@@ -73,7 +75,8 @@ impl SavedDisk {
         };
         let positions = snapshot.positions.iter();
         Self {
-            bytes,
+            bytes: offer.bytes,
+            block_size: offer.block_size,
             registers: registers.clone(),
             interrupts: shared.interrupts(),
             broken: shared.broken(),
@@ -103,6 +106,13 @@ impl TryFrom<Unchecked<'_>> for Adoption {
             return Err(format!(
                 "it has {} bytes on the other host, and {} here: is it the same disk?",
                 saved.bytes, offer.bytes
+            ));
+        }
+        if saved.block_size < offer.block_size {
+            return Err(format!(
+                "the guest knows it as one with blocks of {} bytes, and here writes must be a \
+                 multiple of {}: the storage differs between the hosts",
+                saved.block_size, offer.block_size
             ));
         }
         unchecked.check_registers()?;

@@ -30,7 +30,7 @@ pub(super) const GET_ID: u32 = 8;
 pub(super) const DISCARD: u32 = 11;
 pub(super) const ZEROES: u32 = 13;
 
-pub(super) struct Driver {
+pub(crate) struct Driver {
     pub(super) ram: Arc<GuestRam>,
     pub(super) disks: Arc<Disks>,
     avail: u16,
@@ -160,7 +160,7 @@ impl Driver {
     }
 
     /// Makes a request to write a block of 4 KiB full of `byte`.
-    pub(super) fn write_block(&mut self, slot: u16, block: u64, byte: u8) {
+    pub(crate) fn write_block(&mut self, slot: u16, block: u64, byte: u8) {
         self.write(Self::data(slot), &[byte; 4096]);
         self.request(slot, OUT, block * 8, 4096);
     }
@@ -185,7 +185,7 @@ impl Driver {
     }
 
     /// Waits for the answer to the request in `slot`: its status byte, and the length.
-    pub(super) fn answer_to(&mut self, slot: u16) -> (u8, u32) {
+    pub(crate) fn answer_to(&mut self, slot: u16) -> (u8, u32) {
         let (head, len) = self.answer();
         assert_eq!(head, u32::from(slot) * 3);
         let [status] = self.read(Self::header(slot) + 16);

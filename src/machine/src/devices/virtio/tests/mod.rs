@@ -58,7 +58,7 @@ fn key(job: u64) -> JobKey {
 }
 
 /// Waits for what another thread does.
-fn until(what: &str, mut there: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut there: impl FnMut() -> bool) {
     let began = Instant::now();
     while !there() {
         assert!(began.elapsed() < LONG, "{what}: it does not come");
@@ -67,9 +67,9 @@ fn until(what: &str, mut there: impl FnMut() -> bool) {
 }
 
 /// One host's side.
-struct Host {
-    driver: Driver,
-    disks: Arc<Disks>,
+pub(crate) struct Host {
+    pub(crate) driver: Driver,
+    pub(crate) disks: Arc<Disks>,
     events: Mutex<Receiver<IoEvent>>,
 }
 
@@ -89,7 +89,7 @@ impl Host {
     }
 
     /// A host whose driver has started the device.
-    fn started(disk: &MemoryDisk) -> Self {
+    pub(crate) fn started(disk: &MemoryDisk) -> Self {
         let mut host = Self::with(disk, spec(), Role::Owner);
         host.driver.start();
         host
