@@ -239,10 +239,13 @@ impl Vm {
         let listener = listen(TransportKind::Tcp, at, &tls, hint).await;
         let listener = listener.map_err(|e| chain(&e))?;
         let address = listener.local_addr().map_err(|e| chain(&e))?;
-        let parts = self.parts.clone();
+        let (parts, delay_ms) = (self.parts.clone(), self.setup.delay_ms);
         let maker = move |shape: &VmShape| {
-            let made = parts.make(&config_of(shape)?, Role::Heir);
-            made.map_err(|e| chain(&e))
+            let mut config = config_of(shape)?;
+            for disk in &mut config.disks {
+                disk.delay_ms = delay_ms;
+            }
+            parts.make(&config, Role::Heir).map_err(|e| chain(&e))
         };
         let options = DestinationOptions {
             silence: SILENCE,

@@ -29,7 +29,10 @@ pub struct Case {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     pub(super) vcpus: u32,
-    pub(super) delay_ms: u32,
+    delay_ms: u32,
+    /// The same at the destination. Where storage is quicker there, what the source has in flight
+    /// comes late indeed.
+    pub(super) delay_there_ms: u32,
     pub(super) tracker: &'static str,
     /// Connections that are refused after a cut, before one is taken.
     pub(super) refuse: u32,
@@ -68,6 +71,7 @@ impl Plan {
         Self {
             vcpus: dice.of(&[1, 2]),
             delay_ms,
+            delay_there_ms: dice.of(&[0, delay_ms]),
             tracker: match case.kind {
                 MachineKind::Kvm => "kvm-log",
                 MachineKind::Process => dice.of(&["wp-group", "wp-async"]),

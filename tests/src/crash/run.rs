@@ -153,6 +153,7 @@ impl<'a> Run<'a> {
             keys: self.keys.clone(),
             point: (process != AGAIN && self.case.point.side() == side).then_some(self.case.point),
             reconnect_ms: reconnect.as_millis() as u64,
+            delay_ms: self.plan.delay_there_ms,
         })
     }
 

@@ -26,6 +26,8 @@ pub(super) struct Setup {
     pub(super) point: Option<Point>,
     /// How long, in milliseconds, a source tries to reach its destination after the handover.
     pub(super) reconnect_ms: u64,
+    /// How slow the disk is for a machine that comes here, in milliseconds.
+    pub(super) delay_ms: u32,
 }
 
 /// A migration as it is to be.
