@@ -122,7 +122,7 @@ fn run(args: &Args) -> Result<bool, String> {
     }
     .map_err(|e| e.to_string())?;
     let image = dir.path().join("disk.img");
-    let data: Vec<u8> = (0..1 << 20).map(|i: u32| (i * 31 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..1 << 20).map(|i: u32| ((i * 31) >> 3) as u8).collect();
     let whole = data.repeat(args.mib as usize);
     std::fs::write(&image, whole).map_err(|e| e.to_string())?;
     let (mut ours, mut theirs, mut shares) = (Vec::new(), Vec::new(), Vec::new());
@@ -132,7 +132,7 @@ fn run(args: &Args) -> Result<bool, String> {
         theirs.push(fio);
         shares.push(guest / fio);
     }
-    let (ours, theirs, share) = (median(&mut ours), median(&mut theirs), median(&mut shares));
+    let (ours, theirs, share) = (median(&ours), median(&theirs), median(&shares));
     let bars = [judged(
         "fio's reads of 4 KiB a second / the guest's",
         1.0 / share,
