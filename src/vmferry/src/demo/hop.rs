@@ -52,6 +52,8 @@ pub(super) async fn hop(
         tls: to.tls(),
         token: token.clone(),
         link_mbit: args.link_mbit,
+        migration: None,
+        come_within_s: None,
         serial: consoles.serial,
         debugcon: consoles.debugcon,
     });
@@ -59,6 +61,7 @@ pub(super) async fn hop(
         return Err(unexpected("to a request to receive"));
     };
     let migrate = Request::Migrate(MigrateOptions {
+        migration: None,
         transport: args.transport.name().to_owned(),
         to: address,
         server_name: to.name.clone(),
