@@ -9,7 +9,7 @@ use vmferry_engine::report::MigrationReport;
 use vmferry_journal::{Journal, SledJournal};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ownership::Record as JournalRecord;
-use vmferry_vmm::api::{Answer, Event, MigrationStatus, Request};
+use vmferry_vmm::api::{Answer, Event, MigrationStatus, Request, Status};
 use vmferry_vmm::past::{Whereabouts, whereabouts};
 use vmferry_vmm::{JOURNAL, ends};
 
@@ -154,7 +154,8 @@ impl Inner {
     }
 
     async fn adopt_running(self: &Arc<Self>, entry: &Arc<Entry>, running: process::Running) {
-        let status = match running.client.call(Request::Status).await {
+        let (client, events) = vms::connect(entry, running);
+        let status = match client.call(Request::Status).await {
             Ok(Answer::Status(status)) => *status,
             _ => {
                 entry.with(|d| {
@@ -164,54 +165,54 @@ impl Inner {
                 return;
             }
         };
-        let record = entry.record();
-        if let (Phase::Stopped { crashed: false, .. }, None) = (&record.phase, &status.migration) {
-            // It was being stopped.
-            let ended = process::end(&entry.dir, Some(&running.client)).await;
-            if let Err(error) = ended {
-                tracing::error!(vm = entry.name, error, "a process that was stopped stays");
-            }
-            entry.with(|d| d.state = VmState::Stopped);
-            return;
-        }
         entry.note(&status);
+        let stays = self.take_over(entry, &status).await;
+        // Its process is listened to last: what it has said meanwhile is not lost.
+        if stays && entry.client().is_ok() {
+            self.spawn(watch::listen(self.clone(), entry.clone(), client, events));
+        }
+    }
+
+    /// Finds out where a VM is whose process is there; whether it is a VM of this host still.
+    async fn take_over(self: &Arc<Self>, entry: &Arc<Entry>, status: &Status) -> bool {
+        let record = entry.record();
         if let Some(id) = &record.undecided {
             entry.with(|d| d.detail = Some(vms::handed_over(id)));
         }
-        match status.migration.clone() {
-            Some(under_way) => self.adopt_migration(entry, &under_way),
-            None if self.found_end(entry).await => {
-                // The VM may be gone by that.
-                if self.entry(&entry.name).is_err() {
-                    return;
-                }
-            }
-            None => {
-                let none = status.machine == "none";
-                match record.phase {
-                    Phase::Arriving(id) if none => {
-                        let why = "the host service ended before anybody could come".to_owned();
-                        self.comes_not(entry, &id, Some(why)).await;
-                        return;
-                    }
-                    _ if none => {
-                        if let Err(why) = process::end(&entry.dir, Some(&running.client)).await {
-                            tracing::error!(vm = entry.name, why, "a process stays");
-                        }
-                        let why = "the host service ended before it was booted: start it";
-                        let _ = self.stays_stopped(entry, false, Some(why.to_owned())).await;
-                        return;
-                    }
-                    _ => self.ask_again(entry),
-                }
-            }
+        if let Some(under_way) = &status.migration {
+            self.adopt_migration(entry, under_way);
+        } else if self.found_end(entry).await {
+            return self.entry(&entry.name).is_ok();
         }
-        let machine_here = matches!(status.machine.as_str(), "running" | "paused");
-        let arrived = matches!(entry.record().phase, Phase::Arriving(_)) && machine_here;
-        self.take_up(entry, running);
-        if arrived && self.entry(&entry.name).is_ok() {
-            self.arrived(entry).await;
+        let none = status.machine == "none" && status.migration.is_none();
+        match record.phase {
+            Phase::Arriving(id) if none => {
+                let why = "the host service ended before anybody could come".to_owned();
+                self.comes_not(entry, &id, Some(why)).await;
+                return false;
+            }
+            Phase::Arriving(_) if matches!(status.machine.as_str(), "running" | "paused") => {
+                self.arrived(entry).await;
+            }
+            Phase::Stopped { crashed: false, .. } if status.migration.is_none() => {
+                // It was being stopped.
+                if let Err(error) = self.end_process(entry).await {
+                    tracing::error!(vm = entry.name, %error, "a process that was stopped stays");
+                }
+                entry.with(|d| d.state = VmState::Stopped);
+                self.abort_open(entry, "the VM was stopped");
+            }
+            Phase::Live if none => {
+                if let Err(error) = self.end_process(entry).await {
+                    tracing::error!(vm = entry.name, %error, "a process without a machine stays");
+                }
+                let why = "the host service ended before it was booted: start it".to_owned();
+                let _ = self.stays_stopped(entry, false, Some(why)).await;
+            }
+            _ if status.migration.is_none() => self.ask_again(entry),
+            _ => {}
         }
+        true
     }
 
     /// A VM process is in the middle of a migration.

@@ -13,7 +13,7 @@ use vmferry_protocol::version;
 use vmferry_transports::TlsIdentity;
 use vmferry_vmm::api::TlsFiles;
 
-use super::preflight::{self, Here};
+use super::preflight;
 use super::{Inner, lock, now_ms, spec};
 use crate::model::{HostInfo, Offer, Preflight};
 

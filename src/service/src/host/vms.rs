@@ -6,12 +6,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tokio::time::timeout;
 use vmferry_machine::MachineKind;
 use vmferry_protocol::errors::chain;
-use vmferry_vmm::api::{Answer, Request, WorkloadCommand};
-use vmferry_vmm::client::ClientError;
+use vmferry_vmm::api::{Answer, Event, Request, WorkloadCommand};
+use vmferry_vmm::client::{ClientError, VmmClient};
 
 use super::entry::{Entry, Phase, Record, in_a_word};
 use super::preflight::{self, Here};
@@ -155,17 +155,7 @@ impl Inner {
 
     /// Takes a process for a VM's own, and listens to it.
     pub(super) fn take_up(self: &Arc<Self>, entry: &Arc<Entry>, running: Running) {
-        let Running {
-            client,
-            events,
-            exit,
-        } = running;
-        let client = Arc::new(client);
-        entry.with(|d| {
-            d.client = Some(client.clone());
-            d.exit = exit;
-            d.ending = false;
-        });
+        let (client, events) = connect(entry, running);
         self.spawn(watch::listen(self.clone(), entry.clone(), client, events));
     }
 
@@ -382,6 +372,20 @@ impl Inner {
             Err(e) => Err(refused(&e)),
         }
     }
+}
+
+/// Takes a process for a VM's own. Somebody has to listen to it.
+pub(super) fn connect(
+    entry: &Entry,
+    running: Running,
+) -> (Arc<VmmClient>, mpsc::UnboundedReceiver<Event>) {
+    let client = Arc::new(running.client);
+    entry.with(|d| {
+        d.client = Some(client.clone());
+        d.exit = running.exit;
+        d.ending = false;
+    });
+    (client, running.events)
 }
 
 /// Why nobody may let it run by guess.
