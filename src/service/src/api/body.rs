@@ -50,7 +50,9 @@ pub(super) fn expect_type(request: &HttpRequest, wanted: &str) -> Result<(), Ref
         .headers()
         .get(CONTENT_TYPE)
         .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
-    let essence = found.as_deref().map(|t| t.split(';').next().unwrap_or(t).trim());
+    let essence = found
+        .as_deref()
+        .map(|t| t.split(';').next().unwrap_or(t).trim());
     if essence.is_some_and(|t| t.eq_ignore_ascii_case(wanted)) {
         return Ok(());
     }
@@ -93,7 +95,10 @@ pub(super) async fn read(
         Ok(read) => read.map(|()| total),
         Err(_) => Err(Refusal::new(
             StatusCode::REQUEST_TIMEOUT,
-            format!("the body took longer than {} s to come", BODY_TIME.as_secs()),
+            format!(
+                "the body took longer than {} s to come",
+                BODY_TIME.as_secs()
+            ),
         )
         .closing()),
     }
@@ -154,7 +159,9 @@ fn nearest(message: &str) -> String {
         .map(|known| (strsim::normalized_damerau_levenshtein(found, known), known))
         .filter(|(likeness, _)| *likeness >= 0.5)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or(String::new(), |(_, known)| format!("; did you mean `{known}`?"))
+        .map_or(String::new(), |(_, known)| {
+            format!("; did you mean `{known}`?")
+        })
 }
 
 #[cfg(test)]
@@ -169,19 +176,31 @@ mod tests {
     #[test]
     fn an_unknown_field_is_named_with_its_nearest() {
         let why = refused::<MigrationRequest>(r#"{"to":"b","options":{"stream":2}}"#);
-        assert!(why.starts_with("options.stream: unknown field `stream`"), "{why}");
+        assert!(
+            why.starts_with("options.stream: unknown field `stream`"),
+            "{why}"
+        );
         assert!(why.ends_with("did you mean `streams`?"), "{why}");
         let why = refused::<VmSpec>(r#"{"zzzzzzzz":1}"#);
-        assert!(why.contains("unknown field") && !why.contains("did you mean"), "{why}");
+        assert!(
+            why.contains("unknown field") && !why.contains("did you mean"),
+            "{why}"
+        );
     }
 
     #[test]
     fn what_is_no_json_says_where() {
         for body in ["", "{", "{\"to\": b}", "{} x", "\u{1}"] {
             let why = refused::<MigrationRequest>(body);
-            assert!(why.contains("line 1 column") || why.contains("missing"), "{body}: {why}");
+            assert!(
+                why.contains("line 1 column") || why.contains("missing"),
+                "{body}: {why}"
+            );
         }
         let deep = "[".repeat(100_000);
-        assert!(refused::<MigrationRequest>(&deep).contains("line 1"), "no deep recursion");
+        assert!(
+            refused::<MigrationRequest>(&deep).contains("line 1"),
+            "no deep recursion"
+        );
     }
 }

@@ -126,7 +126,10 @@ mod tests {
         ] {
             assert!(host.may(&method, path).is_err(), "{method} {path}");
             assert_eq!(Caller::Local.may(&method, path), Ok(()));
-            assert_eq!(Caller::Admin("admin-x".to_owned()).may(&method, path), Ok(()));
+            assert_eq!(
+                Caller::Admin("admin-x".to_owned()).may(&method, path),
+                Ok(())
+            );
         }
     }
 

@@ -74,7 +74,12 @@ fn path(wrong: &mut Vec<String>, text: &str, field: &str) {
 
 fn cmdline(wrong: &mut Vec<String>, text: &str, field: &str) {
     let fine = text.len() <= MAX_CMDLINE && printable(text);
-    need(wrong, fine, field, "give at most 2047 printable ASCII characters");
+    need(
+        wrong,
+        fine,
+        field,
+        "give at most 2047 printable ASCII characters",
+    );
 }
 
 fn traceparent(wrong: &mut Vec<String>, text: Option<&str>) {
@@ -156,7 +161,12 @@ impl Check for DiskSpecification {
         );
         let queues = self.queues.is_none_or(|n| (1..=8).contains(&n));
         need(wrong, queues, "queues", "give 1 to 8");
-        need(wrong, self.delay_ms <= 600_000, "delay_ms", "give at most 600000");
+        need(
+            wrong,
+            self.delay_ms <= 600_000,
+            "delay_ms",
+            "give at most 600000",
+        );
     }
 }
 
@@ -197,7 +207,9 @@ impl Check for MigrationOptions {
 fn transport(name: &str) -> Result<(), String> {
     match name.parse::<TransportKind>() {
         Ok(TransportKind::Quic | TransportKind::Tcp) => Ok(()),
-        _ => Err(format!("there is no transport '{name}'; choose quic or tcp")),
+        _ => Err(format!(
+            "there is no transport '{name}'; choose quic or tcp"
+        )),
     }
 }
 
@@ -209,7 +221,12 @@ fn options(options: &MigrationOptions, wrong: &mut Vec<String>) {
 
 impl Check for MigrationRequest {
     fn check(&self, wrong: &mut Vec<String>) {
-        need(wrong, word(&self.to, 512), "to", "give a peer's name, or the URL of its API");
+        need(
+            wrong,
+            word(&self.to, 512),
+            "to",
+            "give a peer's name, or the URL of its API",
+        );
         options(&self.options, wrong);
         traceparent(wrong, self.traceparent.as_deref());
     }
@@ -217,9 +234,19 @@ impl Check for MigrationRequest {
 
 impl Check for DrainRequest {
     fn check(&self, wrong: &mut Vec<String>) {
-        need(wrong, (1..=64).contains(&self.to.len()), "to", "give 1 to 64 hosts");
+        need(
+            wrong,
+            (1..=64).contains(&self.to.len()),
+            "to",
+            "give 1 to 64 hosts",
+        );
         let names = self.to.iter().all(|to| word(to, 512));
-        need(wrong, names, "to", "give peers' names, or the URLs of their APIs");
+        need(
+            wrong,
+            names,
+            "to",
+            "give peers' names, or the URLs of their APIs",
+        );
         let parallel = self.parallel.is_none_or(|n| (1..=64).contains(&n));
         need(wrong, parallel, "parallel", "give 1 to 64");
         options(&self.options, wrong);
@@ -231,7 +258,12 @@ impl Check for Offer {
         let mut about = Vec::new();
         self.spec.check(&mut about);
         wrong.extend(about.iter().map(|what| format!("spec.{what}")));
-        need(wrong, self.cpu_features.len() <= 4096, "cpu_features", "4096 at most");
+        need(
+            wrong,
+            self.cpu_features.len() <= 4096,
+            "cpu_features",
+            "4096 at most",
+        );
         let short = self.software.chars().count() <= 256;
         need(wrong, short, "software", "give at most 256 characters");
     }
@@ -248,7 +280,12 @@ impl Check for ReceptionRequest {
             "migration",
             "give 32 lower-case hexadecimal digits",
         );
-        need(wrong, word(&self.from, 253), "from", "give the name of a host");
+        need(
+            wrong,
+            word(&self.from, 253),
+            "from",
+            "give the name of a host",
+        );
         if let Err(what) = transport(&self.transport) {
             wrong.push(format!("transport: {what}"));
         }
@@ -290,7 +327,12 @@ mod tests {
     #[test]
     fn a_trace_context_has_four_parts() {
         let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        for (text, fine) in [(Some(good), true), (None, true), (Some("00-x"), false), (Some(""), false)] {
+        for (text, fine) in [
+            (Some(good), true),
+            (None, true),
+            (Some("00-x"), false),
+            (Some(""), false),
+        ] {
             let mut wrong = Vec::new();
             traceparent(&mut wrong, text);
             assert_eq!(wrong.is_empty(), fine, "{text:?}");

@@ -159,7 +159,9 @@ mod tests {
         let (events, receiver) = broadcast::channel(2);
         let (_stopper, feed) = feed(receiver);
         for n in 0..5 {
-            events.send(ServiceEvent::VmGone(format!("vm-{n}"))).unwrap();
+            events
+                .send(ServiceEvent::VmGone(format!("vm-{n}")))
+                .unwrap();
         }
         let said: Vec<_> = feed.stream().map(Result::unwrap).collect().await;
         assert_eq!(said.len(), 2);

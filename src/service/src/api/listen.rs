@@ -36,7 +36,9 @@ pub struct TlsListen {
 #[derive(Debug, Error)]
 pub enum ListenError {
     /// Neither a socket nor an address was given.
-    #[error("the API would listen nowhere: give a unix socket, an address with certificates, or both")]
+    #[error(
+        "the API would listen nowhere: give a unix socket, an address with certificates, or both"
+    )]
     Nowhere,
     /// Somebody listens there.
     #[error("{0}: another process listens there; stop it, or give another path")]
@@ -171,6 +173,9 @@ mod tests {
         assert!(matches!(unix(&path), Err(ListenError::NoSocket(_))));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         let nowhere = unix(&dir.path().join("missing/api.sock")).unwrap_err();
-        assert!(nowhere.to_string().contains("missing: cannot be opened"), "{nowhere}");
+        assert!(
+            nowhere.to_string().contains("missing: cannot be opened"),
+            "{nowhere}"
+        );
     }
 }

@@ -2,7 +2,6 @@
 
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Deserialize;
-use utoipa::IntoParams;
 
 use super::body::query;
 use super::check::is_vm_name;
@@ -21,7 +20,9 @@ pub(super) async fn list_migrations(host: Host, request: HttpRequest) -> Answer 
     if let Some(vm) = filter.vm.as_deref().filter(|vm| !is_vm_name(vm)) {
         return Err(Refusal::malformed(format!("vm: {vm:?} names no machine")));
     }
-    let mut all = host.ask(|c| async move { Ok(c.migrations().await) }).await?;
+    let mut all = host
+        .ask(|c| async move { Ok(c.migrations().await) })
+        .await?;
     all.retain(|m| {
         filter.vm.as_ref().is_none_or(|vm| *vm == m.vm)
             && filter.state.is_none_or(|state| state == m.state)
@@ -33,7 +34,9 @@ pub(super) async fn list_migrations(host: Host, request: HttpRequest) -> Answer 
 #[utoipa::path(get, path = "/v1/migrations/{id}", tag = "migrations", params(IdPart),
     responses((status = 200, body = Migration)))]
 pub(super) async fn show_migration(host: Host, id: MigrationRef) -> Answer {
-    let migration = host.ask(|c| async move { c.migration(&id.0).await }).await?;
+    let migration = host
+        .ask(|c| async move { c.migration(&id.0).await })
+        .await?;
     Ok(HttpResponse::Ok().json(migration))
 }
 
@@ -62,7 +65,7 @@ pub(super) async fn cancel_migration(host: Host, id: MigrationRef) -> Answer {
 }
 
 /// Which migrations are wanted.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct MigrationFilter {
@@ -75,11 +78,14 @@ struct MigrationFilter {
 }
 
 /// A migration, in a path.
-#[derive(IntoParams)]
+#[derive(utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "for the OpenAPI document; read as MigrationRef")]
 pub(super) struct IdPart {
     /// The migration's id.
-    #[param(pattern = "^[0-9a-f]{32}$", example = "0af7651916cd43dd8448eb211c80319c")]
+    #[param(
+        pattern = "^[0-9a-f]{32}$",
+        example = "0af7651916cd43dd8448eb211c80319c"
+    )]
     id: String,
 }

@@ -87,7 +87,9 @@ pub fn serve(
     if let Some(asked) = &listen.tls {
         let (listener, config) = listen::tls(asked)?;
         tls = listener.local_addr().ok();
-        server = server.listen_rustls_0_23(listener, config).map_err(failed)?;
+        server = server
+            .listen_rustls_0_23(listener, config)
+            .map_err(failed)?;
     }
     let mut socket = None;
     if let Some(path) = &listen.unix {

@@ -12,7 +12,8 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
 use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
 
 use super::problem::PROBLEM_JSON;
-use super::{events, migrations, peer, root, types, vms};
+use super::types::{ProblemDetails, StreamEvent};
+use super::{events, migrations, peer, root, vms};
 
 /// The document, as it is checked in (`docs/openapi.json`) and served.
 #[must_use]
@@ -57,7 +58,7 @@ pub fn document() -> &'static str {
         events::stream_events,
         peer::consider_offer, peer::receive_vm, peer::forget_reception, peer::sink_bytes,
     ),
-    components(schemas(types::ProblemDetails, types::StreamEvent)),
+    components(schemas(ProblemDetails, StreamEvent)),
     modifiers(&Errors)
 )]
 struct Api;
@@ -117,7 +118,10 @@ fn errors(path: &str, writes: bool, operation: &mut Operation) {
     if path == "/v1/events" {
         all.push(("429", "There are too many event streams"));
     }
-    if ["/report", "/trace", "/console"].iter().any(|end| path.ends_with(end)) {
+    if ["/report", "/trace", "/console"]
+        .iter()
+        .any(|end| path.ends_with(end))
+    {
         all.push(("409", "It is not there yet, or not any more"));
     }
     for (status, what) in all {

@@ -1,7 +1,6 @@
 //! What hosts ask of each other.
 
 use actix_web::{HttpRequest, HttpResponse, web};
-use utoipa::IntoParams;
 
 use super::body::{Body, expect_type, read};
 use super::host::{Host, ReceptionRef};
@@ -18,7 +17,9 @@ pub const MAX_SINK: u64 = 64 << 20;
 #[utoipa::path(post, path = "/v1/peer/consider", tag = "peer", request_body = Offer,
     responses((status = 200, body = Preflight)))]
 pub(super) async fn consider_offer(host: Host, offer: Body<Offer>) -> Answer {
-    let preflight = host.ask(|c| async move { c.consider(offer.0).await }).await?;
+    let preflight = host
+        .ask(|c| async move { c.consider(offer.0).await })
+        .await?;
     Ok(HttpResponse::Ok().json(preflight))
 }
 
@@ -26,7 +27,9 @@ pub(super) async fn consider_offer(host: Host, offer: Body<Offer>) -> Answer {
 #[utoipa::path(post, path = "/v1/peer/receive", tag = "peer", request_body = ReceptionRequest,
     responses((status = 201, body = Reception)))]
 pub(super) async fn receive_vm(host: Host, request: Body<ReceptionRequest>) -> Answer {
-    let reception = host.ask(|c| async move { c.receive(request.0).await }).await?;
+    let reception = host
+        .ask(|c| async move { c.receive(request.0).await })
+        .await?;
     Ok(HttpResponse::Created().json(reception))
 }
 
@@ -50,7 +53,7 @@ pub(super) async fn sink_bytes(request: HttpRequest, payload: web::Payload) -> A
 }
 
 /// A reception, in a path.
-#[derive(IntoParams)]
+#[derive(utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "for the OpenAPI document; read as ReceptionRef")]
 pub(super) struct ReceptionPart {

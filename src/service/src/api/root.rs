@@ -28,7 +28,9 @@ pub(super) async fn show_host(host: Host) -> Answer {
 #[utoipa::path(post, path = "/v1/host/drain", tag = "host", request_body = DrainRequest,
     responses((status = 202, body = Drain)))]
 pub(super) async fn drain_host(host: Host, request: Body<DrainRequest>) -> Answer {
-    let drain = host.ask(|c| async move { c.drain(request.0).await }).await?;
+    let drain = host
+        .ask(|c| async move { c.drain(request.0).await })
+        .await?;
     Ok(HttpResponse::Accepted().json(drain))
 }
 

@@ -4,7 +4,6 @@ use actix_web::HttpRequest;
 use actix_web::HttpResponse;
 use actix_web::http::header::LOCATION;
 use serde::Deserialize;
-use utoipa::IntoParams;
 
 use super::body::{Body, query};
 use super::host::{Host, VmName};
@@ -156,7 +155,7 @@ pub(super) async fn migrate_vm(
 }
 
 /// A machine, in a path.
-#[derive(IntoParams)]
+#[derive(utoipa::IntoParams)]
 #[into_params(parameter_in = Path)]
 #[expect(dead_code, reason = "for the OpenAPI document; read as VmName")]
 pub(super) struct NamePart {
@@ -166,7 +165,7 @@ pub(super) struct NamePart {
 }
 
 /// How much of a console is wanted.
-#[derive(Debug, Deserialize, IntoParams)]
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ConsoleQuery {
