@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use tokio::io::AsyncReadExt;
 use vmferry_service::api::{self, Listen, TlsListen};
-use vmferry_transports::Authority;
+use vmferry_transports::keys::Authority;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {

@@ -398,9 +398,9 @@ pub struct HostInfo {
     pub kvm_problem: Option<String>,
     /// Names of the processor features that guests may see.
     pub cpu_features: Vec<String>,
-    /// Memory of the host, and what is available of it, in MiB.
+    /// Memory of the host, in MiB.
     pub memory_mib: u64,
-    /// See above.
+    /// What is available of it, in MiB.
     pub available_mib: u64,
     /// Processors.
     pub processors: u32,
@@ -410,9 +410,9 @@ pub struct HostInfo {
     pub peers: BTreeMap<String, String>,
     /// Machines here.
     pub vms: u32,
-    /// Migrations under way, and such as wait for their turn.
+    /// Migrations under way.
     pub migrations_running: u32,
-    /// See above.
+    /// Migrations that wait for their turn.
     pub migrations_queued: u32,
     /// The host's clock: milliseconds since 1970, UTC.
     pub now_ms: u64,

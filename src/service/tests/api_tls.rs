@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use vmferry_service::client::ClientError;
 use vmferry_service::model::Offer;
-use vmferry_transports::Authority;
+use vmferry_transports::keys::Authority;
 
 fn offer() -> Offer {
     Offer {

@@ -7,9 +7,11 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use utoipa::openapi::path::{Operation, ParameterIn, PathItem};
-use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Schema};
+use utoipa::openapi::schema::{
+    AdditionalProperties, KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type,
+};
 use utoipa::openapi::{ContentBuilder, Ref, RefOr, ResponseBuilder};
-use utoipa::{Modify, OpenApi, PartialSchema, ToSchema};
+use utoipa::{Modify, OpenApi};
 
 use super::problem::PROBLEM_JSON;
 use super::types::{ProblemDetails, StreamEvent};
@@ -124,6 +126,18 @@ fn errors(path: &str, writes: bool, operation: &mut Operation) {
     {
         all.push(("409", "It is not there yet, or not any more"));
     }
+    for (status, response) in &mut operation.responses.responses {
+        if let RefOr::T(response) = response
+            && response.description.is_empty()
+        {
+            response.description = match status.as_str() {
+                "201" => "It is made",
+                "202" => "It has begun",
+                _ => "As asked for",
+            }
+            .to_owned();
+        }
+    }
     for (status, what) in all {
         let problem = ContentBuilder::new()
             .schema(Some(Ref::from_schema_name("ProblemDetails")))
@@ -145,6 +159,20 @@ pub(super) struct FreeReport;
 /// OTLP JSON, or another document of a form of its own.
 pub(super) struct FreeTrace;
 
+/// Bytes, as they are.
+pub(super) struct RawBytes;
+
+impl utoipa::PartialSchema for RawBytes {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)))
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for RawBytes {}
+
 fn free_form(description: &str) -> RefOr<Schema> {
     ObjectBuilder::new()
         .additional_properties(Some(AdditionalProperties::FreeForm(true)))
@@ -152,25 +180,25 @@ fn free_form(description: &str) -> RefOr<Schema> {
         .into()
 }
 
-impl PartialSchema for FreeReport {
+impl utoipa::PartialSchema for FreeReport {
     fn schema() -> RefOr<Schema> {
         free_form("The report of a migration: sizes in bytes, durations in milliseconds")
     }
 }
 
-impl ToSchema for FreeReport {
+impl utoipa::ToSchema for FreeReport {
     fn name() -> Cow<'static, str> {
         "MigrationReport".into()
     }
 }
 
-impl PartialSchema for FreeTrace {
+impl utoipa::PartialSchema for FreeTrace {
     fn schema() -> RefOr<Schema> {
         free_form("A document with a form of its own")
     }
 }
 
-impl ToSchema for FreeTrace {
+impl utoipa::ToSchema for FreeTrace {
     fn name() -> Cow<'static, str> {
         "Document".into()
     }

@@ -4,6 +4,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::body::{Body, expect_type, read};
 use super::host::{Host, ReceptionRef};
+use super::openapi::RawBytes;
 use super::problem::Refusal;
 use super::types::Sunk;
 use crate::model::{Offer, Preflight, Reception, ReceptionRequest};
@@ -44,7 +45,7 @@ pub(super) async fn forget_reception(host: Host, id: ReceptionRef) -> Answer {
 
 /// Reads up to 64 MiB and drops them: how quickly that goes is the bandwidth between two hosts.
 #[utoipa::path(post, path = "/v1/peer/sink", tag = "peer",
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    request_body(content = inline(RawBytes), content_type = "application/octet-stream"),
     responses((status = 200, body = Sunk)))]
 pub(super) async fn sink_bytes(request: HttpRequest, payload: web::Payload) -> Answer {
     expect_type(&request, "application/octet-stream")?;

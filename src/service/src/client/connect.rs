@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn addresses() {
-        let keys = vmferry_transports::Authority::new()
+        let keys = vmferry_transports::keys::Authority::new()
             .unwrap()
             .issue("host-a")
             .unwrap();

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use vmferry_service::api::{self, ApiHandle, Listen, TlsListen};
 use vmferry_service::client::{ApiClient, ClientError};
-use vmferry_transports::{Authority, HostKeys};
+use vmferry_transports::keys::{Authority, HostKeys};
 
 pub const PAGE: &str = "<!doctype html><title>a page</title>";
 
