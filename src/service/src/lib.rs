@@ -2,7 +2,10 @@
 //! for all of it over one API.
 //!
 //! Its death harms no machine: VM processes go on by themselves, and are found again.
-//! [`model`] is what the API speaks, [`control`] what a host can be asked for.
+//! [`model`] is what the API speaks, [`control`] what a host can be asked for, [`config`] how it is
+//! set up, [`systemd`] what the service manager is told.
 
+pub mod config;
 pub mod control;
 pub mod model;
+pub mod systemd;

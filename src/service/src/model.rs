@@ -172,6 +172,25 @@ pub struct MigrationOptions {
     pub min_passes: Option<u32>,
 }
 
+impl MigrationOptions {
+    /// These; where something is not said, as in `others`.
+    #[must_use]
+    pub fn or(self, others: &Self) -> Self {
+        let words = |own: Option<String>, other: &Option<String>| own.or_else(|| other.clone());
+        Self {
+            transport: words(self.transport, &others.transport),
+            streams: self.streams.or(others.streams),
+            codec: words(self.codec, &others.codec),
+            tracker: words(self.tracker, &others.tracker),
+            group: words(self.group, &others.group),
+            throttle_pct: self.throttle_pct.or(others.throttle_pct),
+            link_mbit: self.link_mbit.or(others.link_mbit),
+            max_blackout_ms: self.max_blackout_ms.or(others.max_blackout_ms),
+            min_passes: self.min_passes.or(others.min_passes),
+        }
+    }
+}
+
 /// A migration was begun, or waits for its turn.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MigrationStarted {

@@ -20,6 +20,12 @@ pub(crate) enum Command {
     Demo(Box<DemoArgs>),
     /// Say what this host can do: KVM, huge pages, userfaultfd, and what vmferry would use
     Doctor(DoctorArgs),
+    /// Check or show a host's configuration
+    #[command(subcommand)]
+    Config(crate::config::ConfigCommand),
+    /// Make and show certificates: for hosts, and for users of this command line
+    #[command(subcommand)]
+    Keys(crate::keys::KeysCommand),
     /// One VM process (internal: started by the host service and by the demo)
     #[command(hide = true)]
     Vmm(VmmArgs),

@@ -1,8 +1,10 @@
 //! vmferry: live migration of KVM virtual machines. The command line and the roles behind it.
 
 mod cli;
+mod config;
 mod demo;
 mod doctor;
+mod keys;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
     let exit = match cli.command {
         Command::Demo(args) => demo::run(*args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Config(command) => config::run(&command),
+        Command::Keys(command) => keys::run(&command),
         Command::Vmm(args) => vmm(args),
     };
     ExitCode::from(exit as u8)
