@@ -57,7 +57,8 @@ pub(crate) fn sections() -> Vec<Section> {
         required(section("api", Some(&of_host.api))),
         section::<Tls>("api.tls", None),
         required(section::<Migration>("migration", Some(&of_host.migration))),
-        section::<Tls>("migration.tls", None),
+        section::<Tls>("migration.tls", None)
+            .about("Certificates of VM processes, where they differ from those of the API."),
         required(section::<MigrationOptions>(
             "migration.defaults",
             Some(&of_host.migration.defaults),

@@ -133,25 +133,25 @@ impl Findings {
         values
             .entry("host".to_owned())
             .or_insert_with(|| Value::from(Dict::new()));
-        loop {
+        // Each round takes something away, or adds one of the few keys that have to be there.
+        for _ in 0..MOST_ROUNDS {
             let error = match Value::from(values.clone()).deserialize::<Config>() {
                 Ok(config) => return Some(config),
                 Err(error) => error,
             };
             let path: Vec<&str> = error.path.iter().map(String::as_str).collect();
-            // Each round takes something away, or adds one of the few keys that have to be there.
             let repaired = match &error.kind {
+                // Its path ends in the key itself.
                 Kind::UnknownField(name, _) => {
-                    let what = read::unknown(&self.sections, &path, name);
-                    let full = [path.as_slice(), &[name.as_str()]].concat();
+                    let section = path.split_last().map_or(&[][..], |(_, section)| section);
                     self.problems.push(ConfigProblem {
-                        at: self.places.key(&full),
+                        at: self.places.key(&path),
                         variable: None,
-                        key: full.join("."),
-                        what,
+                        key: path.join("."),
+                        what: read::unknown(&self.sections, section, name),
                         expected: None,
                     });
-                    remove(&mut values, &full)
+                    remove(&mut values, &path)
                 }
                 Kind::MissingField(name) => {
                     let full = [path.as_slice(), &[name.as_ref()]].concat();
@@ -166,11 +166,15 @@ impl Findings {
                 }
             };
             if !repaired {
-                return None;
+                break;
             }
         }
+        None
     }
 }
+
+/// Who has made more mistakes than that is told of so many first.
+const MOST_ROUNDS: usize = 200;
 
 /// What serde has against a value.
 fn words(kind: &Kind) -> String {
@@ -211,18 +215,22 @@ fn remove(values: &mut Dict, path: &[&str]) -> bool {
         .is_some()
 }
 
-/// Something in the place of a key that is missing: all those are text.
+/// Something in the place of what is missing: text for a key; the one section is that of the host.
 fn insert(values: &mut Dict, path: &[&str]) -> bool {
+    let something = match path {
+        ["host"] => Value::from(Dict::new()),
+        _ => Value::from(""),
+    };
     path.split_last()
         .and_then(|(name, above)| Some((name, section(values, above)?)))
-        .is_some_and(|(name, at)| at.insert((*name).to_owned(), Value::from("")).is_none())
+        .is_some_and(|(name, at)| at.insert((*name).to_owned(), something).is_none())
 }
 
 /// Fills in what follows from other keys. Paths are relative to the file.
 fn fill(config: &mut Config, base: &Path) {
     let resolve = |path: &mut PathBuf| *path = base.join(&*path);
     let of_tls = |tls: &mut Option<Tls>| {
-        for tls in tls {
+        if let Some(tls) = tls {
             resolve(&mut tls.ca);
             resolve(&mut tls.cert);
             resolve(&mut tls.key);

@@ -248,6 +248,13 @@ fn what_has_to_be_there_is_missed_once() {
 }
 
 #[test]
+fn a_file_full_of_mistakes_comes_to_an_end() {
+    let keys: String = (0..1000).map(|n| format!("k{n} = {n}\n")).collect();
+    let wrong = Place::new().wrong(&format!("{LEAST}{keys}"));
+    assert_eq!(wrong.len(), 200);
+}
+
+#[test]
 fn the_environment_goes_before_the_file() {
     let place = Place::with_keys()
         .set("VMFERRY_HOST__NAME", "host-a")

@@ -146,7 +146,7 @@ pub struct Telemetry {
     #[schema(example = "http://127.0.0.1:4317")]
     pub otlp_endpoint: Option<String>,
     /// How: grpc (port 4317 as a rule), http-protobuf or http-json (4318).
-    #[schema(inline)]
+    #[schema(value_type = String)]
     pub otlp_protocol: OtlpProtocol,
     /// The service that spans are said to be from.
     pub service_name: String,
@@ -189,7 +189,7 @@ pub struct Log {
     /// "info,vmferry_engine=debug".
     pub filter: String,
     /// text or json (a line each).
-    #[schema(inline)]
+    #[schema(value_type = String)]
     pub format: LogFormat,
 }
 
