@@ -272,6 +272,23 @@ pub struct MigrationProgress {
     pub jobs_unsettled: u64,
     /// How long writers have waited for write notifications, in milliseconds.
     pub stall_ms: f64,
+    /// Passes until now, the one under way last; the oldest may be left out.
+    #[serde(default)]
+    pub passes: Vec<PassProgress>,
+    /// Encoded bytes so far, by codec.
+    #[serde(default)]
+    pub bytes_by_codec: BTreeMap<String, u64>,
+}
+
+/// How a pass has gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PassProgress {
+    /// From 1.
+    pub pass: u32,
+    /// Pages that may have changed before it; in the first all pages.
+    pub pages_dirtied: u64,
+    /// Pages whose content was sent.
+    pub pages_sent: u64,
 }
 
 /// Something that stands against a migration.
@@ -353,6 +370,12 @@ pub struct ConsoleOutput {
     pub serial: String,
     /// The same of its debug port.
     pub debug: String,
+    /// How many bytes its serial port has said in all, of which the above are the last.
+    #[serde(default)]
+    pub serial_bytes: u64,
+    /// The same of its debug port.
+    #[serde(default)]
+    pub debug_bytes: u64,
 }
 
 /// A host.
