@@ -131,7 +131,7 @@ fn what_makes_no_sense_is_refused() {
         ("vm settle-storage web-1", "--nobody-else-writes"),
         ("migrations show xyz", "hexadecimal"),
         ("migrations trace 0a --format zipkin", "jaeger"),
-        ("vm console web-1 --tail much", "64K"),
+        ("vm console web-1 --tail 2M", "1 to 1M"),
     ] {
         let error = refused(bad);
         assert!(error.contains(said), "{bad}: {error}");
