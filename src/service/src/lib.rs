@@ -2,7 +2,9 @@
 //! for all of it over one API.
 //!
 //! Its death harms no machine: VM processes go on by themselves, and are found again.
-//! [`model`] is what the API speaks, [`control`] what a host can be asked for.
+//! [`model`] is what the API speaks, [`control`] what a host can be asked for, [`api`] answers, [`client`] asks.
 
+pub mod api;
+pub mod client;
 pub mod control;
 pub mod model;

@@ -10,22 +10,25 @@ use utoipa::ToSchema;
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
     /// Its name on every host: 1 to 63 lower-case letters, digits and hyphens.
-    #[schema(example = "web-1")]
+    #[schema(example = "web-1", pattern = "^[a-z0-9][a-z0-9-]{0,62}$")]
     pub name: String,
     /// `kvm`, `process`, or `auto`: kvm where this host can.
     #[serde(default = "auto")]
+    #[schema(pattern = "^(kvm|process|auto)$")]
     pub machine: String,
     /// RAM in MiB, an even number.
-    #[schema(example = 512)]
+    #[schema(example = 512, minimum = 2, maximum = 16777216, multiple_of = 2)]
     pub ram_mib: u64,
     /// Virtual processors, 1 to 8.
     #[serde(default = "one")]
+    #[schema(minimum = 1, maximum = 8)]
     pub vcpus: u32,
     /// What it runs.
     #[serde(default)]
     pub boot: BootSpec,
     /// Its disks, at most 8.
     #[serde(default)]
+    #[schema(max_items = 8)]
     pub disks: Vec<DiskSpecification>,
     /// Whether it can be tracked by KVM's dirty rings; has to be said at creation.
     #[serde(default)]
@@ -48,17 +51,21 @@ pub enum BootSpec {
     Workload {
         /// As in `workload=dense ws-mib=64 rate=0`.
         #[serde(default)]
+        #[schema(max_length = 2047, pattern = "^[ -~]*$")]
         cmdline: String,
     },
     /// A kernel that boots by PVH.
     Kernel {
         /// An ELF file.
+        #[schema(example = "/var/lib/vmferry/vmlinux", pattern = "^/[ -~]{1,4094}$")]
         kernel: String,
         /// Initial RAM disk.
         #[serde(default)]
+        #[schema(pattern = "^/[ -~]{1,4094}$")]
         initrd: Option<String>,
         /// Command line.
         #[serde(default)]
+        #[schema(max_length = 2047, pattern = "^[ -~]*$")]
         cmdline: String,
     },
 }
@@ -76,19 +83,25 @@ impl Default for BootSpec {
 #[serde(deny_unknown_fields)]
 pub struct DiskSpecification {
     /// `file:PATH`, or `nbd:URI`. The same on all hosts that the machine may move to.
-    #[schema(example = "nbd://storage:10809/web-1")]
+    #[schema(
+        example = "nbd://storage:10809/web-1",
+        pattern = "^(file:/|(nbd:)?nbds?([+]unix)?://)[!-~]{1,4000}$"
+    )]
     pub source: String,
     /// The guest cannot write.
     #[serde(default)]
     pub read_only: bool,
     /// Serial id that the guest reads, at most 20 characters.
     #[serde(default)]
+    #[schema(pattern = "^[ -~]{0,20}$")]
     pub serial: String,
     /// Virtqueues; as many as vCPUs where nothing is said.
     #[serde(default)]
+    #[schema(minimum = 1, maximum = 8)]
     pub queues: Option<u16>,
     /// Each request takes so many milliseconds longer, for demonstrations and tests.
     #[serde(default)]
+    #[schema(minimum = 0, maximum = 600000)]
     pub delay_ms: u32,
 }
 
@@ -138,13 +151,14 @@ pub struct Vm {
 #[serde(deny_unknown_fields)]
 pub struct MigrationRequest {
     /// A peer's name, as in the configuration, or the URL of its API.
-    #[schema(example = "host-b")]
+    #[schema(example = "host-b", pattern = "^[!-~]{1,512}$")]
     pub to: String,
     /// How, where it differs from the configuration.
     #[serde(default)]
     pub options: MigrationOptions,
     /// W3C trace context of whoever asks.
     #[serde(default)]
+    #[schema(pattern = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
     pub traceparent: Option<String>,
 }
 
@@ -153,22 +167,31 @@ pub struct MigrationRequest {
 #[serde(default, deny_unknown_fields)]
 pub struct MigrationOptions {
     /// `quic` or `tcp`.
+    #[schema(pattern = "^(quic|tcp)$")]
     pub transport: Option<String>,
     /// Page streams, 1 to 16.
+    #[schema(minimum = 1, maximum = 16)]
     pub streams: Option<u16>,
     /// `auto`, `raw`, `lz4`, `zstd[:LEVEL]`, `brotli[:LEVEL]`.
+    #[schema(pattern = "^(auto|raw|lz4|zstd(:(-[1-5]|[0-9]))?|brotli(:[0-5])?)$")]
     pub codec: Option<String>,
     /// `auto`, `wp-group`, `kvm-log`, `kvm-ring`, `wp-async`.
+    #[schema(pattern = "^(auto|wp-group|kvm-log|kvm-ring|wp-async)$")]
     pub tracker: Option<String>,
     /// `auto`, or a size from `4k` to `32m`.
+    #[schema(pattern = "^(auto|(4|8|16|32|64|128|256|512)k|(1|2|4|8|16|32)m)$")]
     pub group: Option<String>,
     /// How much of a writer's time it may be made to wait, in per cent.
+    #[schema(minimum = 0, maximum = 100)]
     pub throttle_pct: Option<u8>,
     /// Limit in Mbit/s; 0 is none but the host's.
+    #[schema(minimum = 0, maximum = 1000000)]
     pub link_mbit: Option<u64>,
     /// Longest blackout to accept, in milliseconds.
+    #[schema(minimum = 0, maximum = 3600000)]
     pub max_blackout_ms: Option<f64>,
     /// Fewest passes before the pause.
+    #[schema(minimum = 1, maximum = 40)]
     pub min_passes: Option<u32>,
 }
 
@@ -325,8 +348,10 @@ pub struct Offer {
     /// Its description.
     pub spec: VmSpec,
     /// Names of the processor features that its guest has seen.
+    #[schema(max_items = 4096)]
     pub cpu_features: Vec<String>,
     /// Version of the software there.
+    #[schema(max_length = 256)]
     pub software: String,
     /// Versions of the protocol that it speaks: oldest and newest.
     pub protocol: (u16, u16),
@@ -338,14 +363,19 @@ pub struct ReceptionRequest {
     /// What would come.
     pub offer: Offer,
     /// The migration's id.
+    #[schema(pattern = "^[0-9a-f]{32}$")]
     pub migration: String,
     /// Name of the host that asks.
+    #[schema(pattern = "^[!-~]{1,253}$")]
     pub from: String,
     /// `quic` or `tcp`.
+    #[schema(pattern = "^(quic|tcp)$")]
     pub transport: String,
     /// Limit in Mbit/s; 0 is none.
+    #[schema(minimum = 0, maximum = 1000000)]
     pub link_mbit: u64,
     /// W3C trace context.
+    #[schema(pattern = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")]
     pub traceparent: Option<String>,
 }
 
@@ -447,9 +477,11 @@ impl Default for Limits {
 #[serde(deny_unknown_fields)]
 pub struct DrainRequest {
     /// Where to: peers or URLs, taken in turn.
+    #[schema(min_items = 1, max_items = 64)]
     pub to: Vec<String>,
     /// Migrations at once; as the host's limit where nothing is said.
     #[serde(default)]
+    #[schema(minimum = 1, maximum = 64)]
     pub parallel: Option<u32>,
     /// How.
     #[serde(default)]
