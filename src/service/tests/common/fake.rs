@@ -200,7 +200,12 @@ impl Control for FakeHost {
         self.vm(name).await?;
         let serial: String = "login: ".chars().take(most_bytes as usize).collect();
         let debug = String::new();
-        Ok(ConsoleOutput { serial, debug })
+        Ok(ConsoleOutput {
+            serial_bytes: serial.len() as u64,
+            debug_bytes: debug.len() as u64,
+            serial,
+            debug,
+        })
     }
 
     async fn preflight(&self, name: &str, request: &MigrationRequest) -> Result<Preflight> {

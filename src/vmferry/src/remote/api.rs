@@ -13,11 +13,9 @@ use vmferry_service::model::{
     Preflight, ServiceEvent, Vm, VmSpec,
 };
 
-use crate::cli::TraceFormat;
-
 /// Why a host service did not do what it was asked for. One line each: what, why, what to do.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub(super) enum RemoteError {
+pub(crate) enum RemoteError {
     /// Nobody answers.
     #[error("cannot reach the host service at {address}: {why}; {todo}")]
     Unreachable {
@@ -147,7 +145,8 @@ pub(super) trait Remote: Send + Sync {
     async fn migrations(&self) -> Result<Vec<Migration>>;
     async fn migration(&self, id: &str) -> Result<Migration>;
     async fn report(&self, id: &str) -> Result<MigrationReport>;
-    async fn trace(&self, id: &str, format: TraceFormat) -> Result<serde_json::Value>;
+    /// As OTLP has it.
+    async fn trace(&self, id: &str) -> Result<serde_json::Value>;
     async fn cancel(&self, id: &str) -> Result<Migration>;
 
     async fn drain(&self, request: &DrainRequest) -> Result<Drain>;

@@ -12,7 +12,7 @@ use super::table::{Cell, Table, pairs};
 use super::units::{moment, ms, or_none};
 use super::{CommandError, Result, state};
 use crate::Exit;
-use crate::cli::{MigrationsCommand, TraceArgs};
+use crate::cli::{MigrationsCommand, TraceArgs, TraceFormat};
 
 pub(super) async fn run(session: &mut Session, command: MigrationsCommand) -> Result<Exit> {
     let remote = session.remote.clone();
@@ -72,9 +72,19 @@ async fn whole(session: &Session, begin: &str) -> Result<String> {
     }
 }
 
+/// A trace of OTLP in another format.
+fn written_as(otlp: serde_json::Value, format: TraceFormat) -> Result<serde_json::Value> {
+    match format {
+        TraceFormat::Otlp => Ok(otlp),
+        TraceFormat::Jaeger => Err(CommandError::Asked(
+            "this version writes traces as OTLP only: give --format otlp".to_owned(),
+        )),
+    }
+}
+
 async fn trace(session: &mut Session, args: &TraceArgs) -> Result<()> {
     let id = whole(session, &args.migration.id).await?;
-    let trace = session.remote.trace(&id, args.format).await?;
+    let trace = written_as(session.remote.trace(&id).await?, args.format)?;
     let Some(path) = &args.out else {
         return session.out.document(&trace);
     };
