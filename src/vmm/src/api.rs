@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vmferry_engine::report::MigrationReport;
+use vmferry_engine::report::{DestinationTimeline, MigrationReport};
 use vmferry_engine::{Budget, source};
 use vmferry_machine::{Beat, Console, DiskStats, MachineConfig};
 
@@ -155,6 +155,9 @@ pub struct MigrateOptions {
     pub link_mbit: u64,
     /// Longest blackout to accept, in milliseconds.
     pub max_blackout_ms: f64,
+    /// W3C `traceparent` of the migration's span, for the destination.
+    #[serde(default)]
+    pub traceparent: Option<String>,
 }
 
 fn delta_cache_mib() -> u32 {
@@ -241,6 +244,9 @@ pub enum Event {
         peak_extra_rss_bytes: u64,
         /// When the vCPUs ran again, in nanoseconds of CLOCK_MONOTONIC.
         resumed_ns: Option<u64>,
+        /// When what happened, and which migration and trace it belongs to.
+        #[serde(default)]
+        timeline: Box<DestinationTimeline>,
     },
     /// The guest crashed or stopped by itself.
     GuestEnded {

@@ -68,6 +68,10 @@ pub(crate) async fn leave(
     };
     let max_blackout = Duration::try_from_secs_f64(asked.max_blackout_ms / 1e3)
         .map_err(|_| "the longest blackout is not a time".to_owned())?;
+    let trace = match &asked.traceparent {
+        Some(text) => Some(text.parse().map_err(|e| format!("traceparent: {e}"))?),
+        None => None,
+    };
     let mut id = [0; 16];
     OsRng
         .try_fill_bytes(&mut id)
@@ -93,6 +97,7 @@ pub(crate) async fn leave(
             ..Limits::default()
         },
         tracker_choice,
+        trace,
         ..defaults
     };
     let connector = connector(

@@ -263,6 +263,7 @@ impl Vm {
                 failure,
                 io,
                 peak_extra_rss_bytes,
+                timeline,
             }) => {
                 self.job = Job::None;
                 self.tell(Event::Received {
@@ -271,6 +272,7 @@ impl Vm {
                     io,
                     peak_extra_rss_bytes,
                     resumed_ns: self.resumed_ns,
+                    timeline: Box::new(timeline),
                 });
             }
         }

@@ -75,6 +75,7 @@ pub(super) async fn hop(
         min_passes: args.min_passes,
         link_mbit: args.link_mbit,
         max_blackout_ms: args.max_blackout.as_secs_f64() * 1e3,
+        traceparent: None,
     });
     if let Err(error) = from.call(migrate).await {
         let _ = to.call(Request::Cancel).await;

@@ -311,6 +311,7 @@ impl Move {
                 min_passes: 1,
                 link_mbit: 0,
                 max_blackout_ms: 300.0,
+                traceparent: None,
             },
         }
     }
