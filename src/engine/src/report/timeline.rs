@@ -86,11 +86,13 @@ pub struct DestinationTimeline {
     pub fences_lifted_ms: Option<f64>,
     /// All was closed.
     pub closed_ms: Option<f64>,
-    /// How long `prepared` took to be written.
+    /// Nothing arrived because somebody cancelled.
+    pub cancelled: bool,
+    /// How long `prepared` took to be written, in milliseconds.
     pub prepared_flush_ms: f64,
-    /// How long `owner` took to be written.
+    /// How long `owner` took to be written, in milliseconds.
     pub owner_flush_ms: f64,
-    /// How long starting the vCPUs took.
+    /// How long starting the vCPUs took, in milliseconds.
     pub resume_took_ms: f64,
     /// Storage jobs that came to be issued again.
     pub jobs_cancelled: u64,
@@ -149,6 +151,7 @@ pub(crate) fn destination(
         jobs_ended_ms: at(t.jobs_ended),
         fences_lifted_ms: at(t.fences_lifted),
         closed_ms: at(clock.now()),
+        cancelled: t.cancelled,
         prepared_flush_ms: us(prepared.flush_us),
         owner_flush_ms: us(resumed.flush_us),
         resume_took_ms: us(resumed.resume_us),

@@ -263,6 +263,7 @@ impl Destination {
                 },
                 _,
             ) => {
+                self.timeline.cancelled |= code == AbortCode::Cancelled;
                 let detail = format!("the source gave up ({code:?}, {phase}): {detail}");
                 self.source_gave_up(detail);
             }
@@ -442,7 +443,10 @@ impl Destination {
 
     fn cancel(&mut self) {
         match self.state {
-            State::AwaitHello => self.discard("cancelled".to_owned()),
+            State::AwaitHello => {
+                self.timeline.cancelled = true;
+                self.discard("cancelled".to_owned());
+            }
             // The source decides: it alone knows whether it may still go back.
             _ if self.connected => self.send(Message::CancelRequest),
             _ => {}

@@ -33,6 +33,8 @@ pub struct Timeline {
     pub jobs_ended: Time,
     /// The last fence is lifted: no write of the source is unsettled any more.
     pub fences_lifted: Time,
+    /// Somebody cancelled.
+    pub cancelled: bool,
     /// Storage jobs that came to be issued again.
     pub jobs_cancelled: u64,
     /// Storage jobs that came as writes that may still happen.
