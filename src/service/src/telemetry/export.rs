@@ -253,7 +253,11 @@ fn build(config: &TelemetryConfig, endpoint: &str) -> Result<SpanExporter, Strin
                 "" | "/" => format!("{}/v1/traces", endpoint.trim_end_matches('/')),
                 _ => endpoint.to_owned(),
             };
-            let plain = config.headers.clone().into_iter().collect::<HashMap<_, _>>();
+            let plain = config
+                .headers
+                .clone()
+                .into_iter()
+                .collect::<HashMap<_, _>>();
             SpanExporter::builder()
                 .with_http()
                 .with_shared_http_client(client(is_https).map_err(|e| wrong(&e))?)

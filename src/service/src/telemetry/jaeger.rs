@@ -104,7 +104,9 @@ fn span(span: &Span, process: &str) -> Json {
         }
         _ => {}
     }
-    let took = span.end_time_unix_nano.saturating_sub(span.start_time_unix_nano);
+    let took = span
+        .end_time_unix_nano
+        .saturating_sub(span.start_time_unix_nano);
     json!({
         "traceID": trace,
         "spanID": hex(&span.span_id),

@@ -66,7 +66,11 @@ pub(super) struct Families {
 impl Families {
     pub(super) fn register(to: &Registry) -> Result<Self> {
         let add = Add(to);
-        let info = add.gauges("vmferry_build_info", "Version of the software.", &["version"])?;
+        let info = add.gauges(
+            "vmferry_build_info",
+            "Version of the software.",
+            &["version"],
+        )?;
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let this = Self {
             migrations: add.counters(

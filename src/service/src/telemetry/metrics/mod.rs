@@ -84,8 +84,12 @@ impl Metrics {
         f.notifications.inc_by(report.notifications.answered);
         f.stall.inc_by(report.notifications.stall_ms.max(0.0) / 1e3);
         if let Some(io) = &report.io {
-            f.jobs.with_label_values(&["cancelled"]).inc_by(io.cancelled);
-            f.jobs.with_label_values(&["unsettled"]).inc_by(io.unsettled);
+            f.jobs
+                .with_label_values(&["cancelled"])
+                .inc_by(io.cancelled);
+            f.jobs
+                .with_label_values(&["unsettled"])
+                .inc_by(io.unsettled);
         }
     }
 

@@ -37,7 +37,9 @@ impl<'a> Tree<'a> {
 
     /// A moment, in nanoseconds since 1970.
     pub(super) fn at(&self, ms: f64) -> u64 {
-        self.began_unix_us.saturating_mul(1000).saturating_add(ns(ms))
+        self.began_unix_us
+            .saturating_mul(1000)
+            .saturating_add(ns(ms))
     }
 
     /// Adds a span; `parent` is the path of its parent, as in `migration/blackout`.
