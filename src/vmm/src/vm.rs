@@ -272,7 +272,7 @@ impl Vm {
                     io,
                     peak_extra_rss_bytes,
                     resumed_ns: self.resumed_ns,
-                    timeline: Box::new(timeline),
+                    timeline,
                 });
             }
         }

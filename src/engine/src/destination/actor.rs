@@ -224,7 +224,7 @@ impl Arrival {
                     failure,
                     io,
                     peak_extra_rss_bytes: this.meter.peak(),
-                    timeline: timeline::destination(&this.core, io, &this.clock),
+                    timeline: Box::new(timeline::destination(&this.core, io, &this.clock)),
                 });
                 ctx.stop();
             },

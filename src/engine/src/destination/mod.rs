@@ -65,7 +65,7 @@ pub struct DestinationEnd {
     /// Most memory used beyond the guest's RAM, in bytes.
     pub peak_extra_rss_bytes: u64,
     /// When things happened.
-    pub timeline: DestinationTimeline,
+    pub timeline: Box<DestinationTimeline>,
 }
 
 /// A reception under way.

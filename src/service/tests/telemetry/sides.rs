@@ -57,7 +57,7 @@ impl Sides {
             clock_ahead_ms: None,
             preflight: None,
             story: Story::Destination {
-                timeline: Box::new(timeline.clone()),
+                timeline: timeline.clone(),
                 failure: ended.destination.failure.clone(),
             },
             ..source.clone()
