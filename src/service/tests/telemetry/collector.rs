@@ -90,7 +90,11 @@ async fn answer(
     heard: Heard,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
-    let body = body.collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+    let body = body
+        .collect()
+        .await
+        .map(|b| b.to_bytes())
+        .unwrap_or_default();
     let header = |name| head.headers.get(name).and_then(|v| v.to_str().ok());
     let kind = header("content-type").unwrap_or("").to_owned();
     let parsed = match (head.uri.path(), kind.as_str()) {

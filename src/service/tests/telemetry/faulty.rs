@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_service::telemetry::{
-    Exporter, MigrationRecord, Metrics, Protocol, Span, Story, TelemetryConfig, spans, store,
+    Exporter, Metrics, MigrationRecord, Protocol, Span, Story, TelemetryConfig, spans, store,
 };
 use vmferry_tests::engine::guard;
 
@@ -52,7 +52,11 @@ async fn all_dropped(endpoint: &str, protocol: Protocol) {
         exporter.export(&short());
     }
     assert!(guard("the exporter", exporter.flush(Duration::MAX)).await);
-    assert_eq!((counters.exported.get(), counters.dropped.get()), (0, 2), "{protocol:?}");
+    assert_eq!(
+        (counters.exported.get(), counters.dropped.get()),
+        (0, 2),
+        "{protocol:?}"
+    );
     assert!(metrics.text().contains("vmferry_spans_dropped_total 2"));
 }
 
@@ -92,7 +96,10 @@ async fn a_collector_that_never_answers() {
         for _ in 0..300 {
             exporter.export(&short());
         }
-        assert_eq!((counters.exported.get(), counters.dropped.get()), (0, 300 - 256));
+        assert_eq!(
+            (counters.exported.get(), counters.dropped.get()),
+            (0, 300 - 256)
+        );
         assert!(!exporter.flush(Duration::from_millis(10)).await);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(store::FILE);

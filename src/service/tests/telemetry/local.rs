@@ -45,13 +45,19 @@ fn both_sides_are_one_trace_for_jaegers_page() {
         assert_eq!(hosts, ["host-a", "host-b"].into());
 
         let spans = trace["spans"].as_array().unwrap();
-        let ids: BTreeSet<&str> = spans.iter().map(|s| s["spanID"].as_str().unwrap()).collect();
+        let ids: BTreeSet<&str> = spans
+            .iter()
+            .map(|s| s["spanID"].as_str().unwrap())
+            .collect();
         assert_eq!(ids.len(), spans.len());
         let mut roots = 0;
         for span in spans {
             assert_eq!(span["traceID"], trace["traceID"]);
             assert!(processes.contains_key(span["processID"].as_str().unwrap()));
-            assert!(span["startTime"].as_u64().unwrap() > 1_500_000_000_000_000, "microseconds");
+            assert!(
+                span["startTime"].as_u64().unwrap() > 1_500_000_000_000_000,
+                "microseconds"
+            );
             assert!(span["duration"].is_u64());
             match span["references"].as_array().unwrap().as_slice() {
                 [] => roots += 1,
@@ -73,9 +79,15 @@ fn both_sides_are_one_trace_for_jaegers_page() {
             }
         }
         assert_eq!(roots, 1);
-        let root = spans.iter().find(|s| s["operationName"] == "migration").unwrap();
+        let root = spans
+            .iter()
+            .find(|s| s["operationName"] == "migration")
+            .unwrap();
         let tags = root["tags"].as_array().unwrap();
-        assert!(tags.iter().any(|t| t["key"] == "error" && t["value"] == true));
+        assert!(
+            tags.iter()
+                .any(|t| t["key"] == "error" && t["value"] == true)
+        );
         assert!(!root["logs"].as_array().unwrap().is_empty());
     });
 }
@@ -84,7 +96,10 @@ fn both_sides_are_one_trace_for_jaegers_page() {
 fn what_is_no_trace_is_told() {
     assert!(to_jaeger_json(&serde_json::json!({ "resourceSpans": 7 })).is_err());
     let none = merge([serde_json::json!([1, 2]), serde_json::json!({})]);
-    assert_eq!(to_jaeger_json(&none).unwrap()["data"], serde_json::json!([]));
+    assert_eq!(
+        to_jaeger_json(&none).unwrap()["data"],
+        serde_json::json!([])
+    );
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(store::FILE);
     assert!(store::read(&path).is_err());

@@ -104,7 +104,12 @@ fn lint(text: &str) {
             return;
         }
     };
-    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    promtool
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
     let said = promtool.wait_with_output().unwrap();
     let words = String::from_utf8_lossy(&said.stderr) + String::from_utf8_lossy(&said.stdout);
     assert!(said.status.success() && words.trim().is_empty(), "{words}");
@@ -119,6 +124,9 @@ fn the_documentation_names_every_metric() {
     let names: Vec<&str> = named.filter_map(|l| l.split(' ').next()).collect();
     assert!(names.len() > 15, "{text}");
     for name in names {
-        assert!(docs.contains(&format!("`{name}`")), "docs/operations.md lacks {name}");
+        assert!(
+            docs.contains(&format!("`{name}`")),
+            "docs/operations.md lacks {name}"
+        );
     }
 }

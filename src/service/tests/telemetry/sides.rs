@@ -6,9 +6,7 @@ use vmferry_block::MemoryDisk;
 use vmferry_engine::source::Canceller;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::trace::TraceParent;
-use vmferry_service::telemetry::{
-    MigrationRecord, PreflightTimes, Story, migration_context,
-};
+use vmferry_service::telemetry::{MigrationRecord, PreflightTimes, Story, migration_context};
 use vmferry_tests::engine::{Ended, Guest, Plan, Script, Step, begin, guard};
 
 /// Requests that the completed migration's guest has in flight at its pause.

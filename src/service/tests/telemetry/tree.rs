@@ -8,7 +8,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use vmferry_service::telemetry::{
-    Exporter, MigrationRecord, Metrics, Protocol, TelemetryConfig, spans,
+    Exporter, Metrics, MigrationRecord, Protocol, TelemetryConfig, spans,
 };
 use vmferry_tests::engine::{guard, run};
 
@@ -46,7 +46,9 @@ struct Tree(BTreeMap<String, (String, Span)>);
 impl Tree {
     fn at(&self, path: &str) -> &Span {
         let found = self.0.get(path);
-        &found.unwrap_or_else(|| panic!("no {path} in {:?}", self.paths())).1
+        &found
+            .unwrap_or_else(|| panic!("no {path} in {:?}", self.paths()))
+            .1
     }
 
     fn paths(&self) -> Vec<&str> {
@@ -118,7 +120,10 @@ fn tree(all: Vec<(String, Span)>) -> Tree {
             at = parent;
         }
         // Whoever is outermost is so alone, but for whoever asked.
-        assert!(at.parent_span_id.is_empty() || at.parent_span_id == CALLER.span_id, "{path}");
+        assert!(
+            at.parent_span_id.is_empty() || at.parent_span_id == CALLER.span_id,
+            "{path}"
+        );
         path
     };
     let paths: Vec<String> = all.iter().map(|(_, span)| path(span)).collect();
@@ -127,14 +132,23 @@ fn tree(all: Vec<(String, Span)>) -> Tree {
     assert_eq!(tree.0.len(), count, "{:?}", tree.paths());
     for (path, (_, span)) in &tree.0 {
         assert_eq!(span.trace_id, all[0].1.trace_id, "{path}");
-        assert!(span.end_time_unix_nano >= span.start_time_unix_nano, "{path}");
+        assert!(
+            span.end_time_unix_nano >= span.start_time_unix_nano,
+            "{path}"
+        );
         let inside = path
             .rsplit_once('/')
             .filter(|_| tree.0[path].0 == tree.0[path.split('/').next().unwrap()].0);
         if let Some((parent, _)) = inside {
             let parent = tree.at(parent);
-            assert!(span.start_time_unix_nano >= parent.start_time_unix_nano, "{path}");
-            assert!(span.end_time_unix_nano <= parent.end_time_unix_nano, "{path}");
+            assert!(
+                span.start_time_unix_nano >= parent.start_time_unix_nano,
+                "{path}"
+            );
+            assert!(
+                span.end_time_unix_nano <= parent.end_time_unix_nano,
+                "{path}"
+            );
         }
     }
     tree
@@ -206,7 +220,10 @@ fn assert_completed(tree: &Tree) {
     assert!(int(first, "vmferry.pass.pages_considered") > 0);
     assert!(int(first, "vmferry.pass.bytes_wire") > 0);
     assert!(events(first).contains(&"decided") && events(first).contains(&"codec used"));
-    assert_eq!(events(tree.at("migration/blackout/handover")), ["relinquished"]);
+    assert_eq!(
+        events(tree.at("migration/blackout/handover")),
+        ["relinquished"]
+    );
     assert_eq!(events(tree.at("migration/receive/pages")), ["first page"]);
     assert!(attribute(&root.attributes, "vmferry.clock_offset_ms").is_some());
     let receive = tree.at("migration/receive");
@@ -251,9 +268,19 @@ fn assert_cancelled(tree: &Tree, sides: &Sides) {
     assert_eq!(root.trace_id, sides.source.migration.0);
     assert!(root.parent_span_id.is_empty());
     for (path, (_, span)) in &tree.0 {
-        assert_ne!(tree.code(path), StatusCode::Error, "{path}: {:?}", span.status);
+        assert_ne!(
+            tree.code(path),
+            StatusCode::Error,
+            "{path}: {:?}",
+            span.status
+        );
     }
-    for path in ["migration", "migration/pass 1", "migration/receive", "migration/receive/pages"] {
+    for path in [
+        "migration",
+        "migration/pass 1",
+        "migration/receive",
+        "migration/receive/pages",
+    ] {
         assert_eq!(tree.code(path), StatusCode::Unset, "{path}");
     }
     assert_eq!(tree.code("migration/connect"), StatusCode::Ok);
