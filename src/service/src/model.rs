@@ -272,6 +272,23 @@ pub struct MigrationProgress {
     pub jobs_unsettled: u64,
     /// How long writers have waited for write notifications, in milliseconds.
     pub stall_ms: f64,
+    /// Passes until now, the one under way last; the oldest may be left out.
+    #[serde(default)]
+    pub passes: Vec<PassProgress>,
+    /// Encoded bytes so far, by codec.
+    #[serde(default)]
+    pub bytes_by_codec: BTreeMap<String, u64>,
+}
+
+/// How a pass has gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PassProgress {
+    /// From 1.
+    pub pass: u32,
+    /// Pages that may have changed before it; in the first all pages.
+    pub pages_dirtied: u64,
+    /// Pages whose content was sent.
+    pub pages_sent: u64,
 }
 
 /// Something that stands against a migration.
@@ -477,4 +494,7 @@ pub enum ServiceEvent {
     Migration(Migration),
     /// A drain has changed.
     Drain(Drain),
+    /// All that there is has been told; from here on come changes. What a reader knows from an
+    /// earlier stream and was not told of in this one is gone.
+    Ready,
 }
