@@ -88,7 +88,13 @@ mod tests {
 
     #[test]
     fn nothing_in_it_makes_markup_of_text_or_comes_from_elsewhere() {
-        for never in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
+        for never in [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+        ] {
             assert!(!HTML.contains(never), "{never}");
         }
         for never in [" style=\"", " onclick=", " src=\"", "@import", "url("] {
