@@ -139,6 +139,8 @@ pub(crate) fn report(n: u64) -> MigrationReport {
     }))
 }
 
+const HOSTS: [&str; 2] = ["host-b", "host-c"];
+
 /// A drain of so many machines, of which the first `done` have moved.
 pub(crate) fn drain(all: usize, done: usize) -> Drain {
     let items: Vec<_> = (0..all)
@@ -151,7 +153,7 @@ pub(crate) fn drain(all: usize, done: usize) -> Drain {
                 _ => "queued",
             };
             json!({
-                "vm": format!("shop-{i}"), "to": ["host-b", "host-c"][i % 2], "migration": null,
+                "vm": format!("shop-{i}"), "to": HOSTS[i % 2], "migration": null,
                 "state": state, "blackout_ms": (state == "completed").then_some(6.5 + i as f64),
                 "total_ms": over.then_some(4_100.0 + 13.0 * i as f64),
                 "reason": (state == "failed").then_some("the destination has too little memory: 4096 MiB are asked for, 1020 MiB available; stop a machine there or choose another host"),
@@ -159,7 +161,7 @@ pub(crate) fn drain(all: usize, done: usize) -> Drain {
         })
         .collect();
     made(json!({
-        "request": {"to": ["host-b", "host-c"], "parallel": 2}, "cancelled": false,
+        "request": {"to": HOSTS, "parallel": 2}, "cancelled": false,
         "over": done == all, "items": items,
     }))
 }

@@ -14,7 +14,7 @@ use vmferry_engine::report::MigrationReport;
 use vmferry_service::model::{HostInfo, ServiceEvent};
 use vmferry_service::page;
 
-type Line = Result<Bytes, actix_web::Error>;
+type Line = Result<Bytes, std::convert::Infallible>;
 
 /// What the script has set, and what was asked.
 #[derive(Default)]
