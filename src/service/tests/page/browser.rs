@@ -67,7 +67,7 @@ impl Browser {
             "goog:chromeOptions": {"args": [
                 "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                "--disable-dev-shm-usage", "--hide-scrollbars",
+                "--disable-dev-shm-usage", "--hide-scrollbars", "--disable-lcd-text",
                 format!("--user-data-dir={profile}"),
             ]},
         }}});

@@ -93,7 +93,9 @@ fn machines_migrations_drain_and_history_are_shown() {
     // What needs somebody stands first.
     let first = browser.eval("document.querySelector('#vms tr .name').textContent");
     assert_eq!(first, "mail-1");
-    browser.wait("document.querySelectorAll('#past .stack i').length >= 8");
+    // In a window that shows all rows, all of the twelve that completed get their bars.
+    browser.size(1280, 1800);
+    browser.wait("document.querySelectorAll('#past .stack i').length === 12 * 8");
     assert_quiet(&browser);
     picture(&browser, "light.png");
 }
