@@ -1,5 +1,7 @@
 //! Promises, and what came of them.
 
+use std::process::ExitCode;
+
 use serde::Serialize;
 
 /// A promise and what came of it.
@@ -43,6 +45,19 @@ pub fn print(bars: &[Judged]) {
 #[must_use]
 pub fn all_within(bars: &[Judged]) -> bool {
     bars.iter().all(|bar| bar.within)
+}
+
+/// How a bench ends: with 1 where a promise is not kept, or nothing could be measured.
+#[must_use]
+pub fn exit(bench: &str, kept: Result<bool, String>) -> ExitCode {
+    match kept {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{bench}: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 #[cfg(test)]

@@ -102,6 +102,16 @@ fn the_guest_runs_at_the_destination_before_the_storage_has_ended_its_writes() {
 }
 
 #[test]
+fn a_machine_without_disks_has_nothing_to_report_of_them() {
+    run(async {
+        let guest = Guest::small().await;
+        let ended = begin(&guest, &Plan::default()).await.end().await;
+        assert_eq!(ended.source.report.io, None);
+        settle(guest, ended).await;
+    });
+}
+
+#[test]
 fn what_can_be_cancelled_is_reissued_at_once() {
     run(async {
         let (guest, disk, _) = stalled(WORK).await;

@@ -153,12 +153,5 @@ fn run(args: &Args) -> Result<bool, String> {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("disk: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bars::exit("disk", run(&Args::parse()))
 }

@@ -142,12 +142,5 @@ fn run(args: &Args) -> Result<bool, String> {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("storage: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    bars::exit("storage", run(&Args::parse()))
 }

@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod buffers;
+mod detached;
 mod file;
 mod lock;
 pub mod memory;

@@ -13,6 +13,7 @@ use rustix::time::{
 };
 use vmferry_protocol::storage::JobId;
 
+use crate::detached::finish_elsewhere;
 use crate::{BlockBackend, Completion, FormerOwner, Geometry, Operation};
 
 /// A backend whose operations are each kept back for a while before they are done, and cannot be
@@ -176,15 +177,6 @@ impl Drop for Slow {
         if parts.is_idle() {
             return;
         }
-        // Memory and locks must outlive what is in flight: without a thread they stay for good.
-        let parts = ManuallyDrop::new(parts);
-        let thread = std::thread::Builder::new().name("slow-disk-end".to_owned());
-        let spawned = thread.spawn(move || ManuallyDrop::into_inner(parts).finish());
-        if let Err(e) = spawned {
-            tracing::error!(
-                "no thread for the end of a slow disk ({e}): its memory and its lock stay until \
-                 this process ends"
-            );
-        }
+        finish_elsewhere("slow-disk-end", parts, Parts::finish);
     }
 }

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 /// Most jobs of one machine that a handover may carry: 32 disks with eight queues of 256 entries.
 pub const MAX_JOBS: usize = 65_536;
 
-/// Names a job on its disk, for the disk's whole life: a number is never used again, here or
-/// after a migration.
+/// Names a job on its disk, for as long as its guest lives: a number is never used again, here or
+/// after a migration. A guest that is booted anew begins above those whose ranges are closed.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]

@@ -161,7 +161,7 @@ pub(crate) struct DemoArgs {
     pub(crate) debugcon: Option<PathBuf>,
     /// The guest's disk: auto (a temporary image), nbdkit (a temporary server with an image in its
     /// memory), none, file:PATH, or nbd:URI. What it holds is overwritten by the built-in guest,
-    /// which keeps it busy (default: auto; with --kernel: none)
+    /// which keeps it busy (default: auto, where this host can; with --kernel: none)
     #[arg(long, value_name = "DISK", value_parser = disk)]
     pub(crate) disk: Option<DiskArg>,
     /// Disk requests that the built-in guest keeps in flight, for each vCPU

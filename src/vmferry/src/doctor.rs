@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use serde::Serialize;
+use vmferry_block::{DiskSource, DiskSpec, Role};
 use vmferry_engine::report::TrackerCost;
 use vmferry_tracker::TrackerKind;
 use vmferry_tracker::auto::{self, Choice, MachineSort, Measured};
@@ -27,6 +28,28 @@ pub(crate) fn kvm_usable() -> Result<(), String> {
         )),
         Err(e) => Err(format!("{KVM} cannot be opened: {e}")),
     }
+}
+
+/// Whether a machine can have this disk here and be moved with it, or what is in the way.
+pub(crate) fn disk_usable(spec: &DiskSpec) -> Result<(), String> {
+    let disk = vmferry_block::open(spec, Role::Owner).map_err(|e| e.to_string())?;
+    let may = disk.may_move();
+    may.map_err(|why| format!("disk '{}': {why}", spec.source))
+}
+
+/// Whether disk images in the directory for temporary files can be used.
+fn disk_images() -> Result<String, String> {
+    let image = tempfile::NamedTempFile::new().map_err(|e| e.to_string())?;
+    image
+        .as_file()
+        .set_len(1 << 20)
+        .map_err(|e| e.to_string())?;
+    disk_usable(&DiskSource::File(image.path().to_owned()).spec())?;
+    let dir = std::env::temp_dir();
+    Ok(format!(
+        "images in {} are read and written directly, by io_uring, and can move",
+        dir.display()
+    ))
 }
 
 /// One thing that was looked at.
@@ -111,6 +134,7 @@ fn findings() -> Vec<Finding> {
         finding("kvm", kvm.map(|()| format!("{KVM} can be used"))),
         finding("huge-pages", huge_pages()),
         finding("machine", Ok(machine.to_owned())),
+        finding("disk-images", disk_images()),
     ];
     findings.extend(measured.into_iter().map(cost));
     findings.push(finding(

@@ -89,9 +89,10 @@ async fn writes_of_a_second_do_not_keep_the_guest(kind: MachineKind) {
     assert_eq!(a.verify_settled().await, "OK");
 }
 
-async fn storage_that_hangs_keeps_only_what_overlaps(kind: MachineKind) {
-    let lab = Lab::new();
-    let server = Nbdkit::start(&lab, 4, &[]);
+/// A guest that has moved from the first host to the second on a server that hangs since before
+/// the pause.
+async fn moved_while_it_hangs(lab: &Lab, kind: MachineKind) -> (Nbdkit, Host, Host) {
+    let server = Nbdkit::start(lab, 4, &[]);
     let (mut a, mut b) = (lab.host("a").await, lab.host("b").await);
     a.boot(guest(kind, server.disk())).await;
     Move::new(&a, &b)
@@ -104,6 +105,12 @@ async fn storage_that_hangs_keeps_only_what_overlaps(kind: MachineKind) {
     server.hang();
     until(&mut a, |s| s.in_flight == 16).await;
     arrived(&mut b).await;
+    (server, a, b)
+}
+
+async fn storage_that_hangs_keeps_only_what_overlaps(kind: MachineKind) {
+    let lab = Lab::new();
+    let (server, mut a, mut b) = moved_while_it_hangs(&lab, kind).await;
     let stats = storage(&mut b).await;
     assert!(stats.fences > 0, "{stats:?}");
     // The guest runs, and its memory is as it was; of its disk it can see nothing now.
@@ -162,18 +169,7 @@ async fn a_killed_source_lets_go_of_its_file(kind: MachineKind) {
 
 async fn a_killed_source_on_nbd_is_for_an_operator(kind: MachineKind) {
     let lab = Lab::new();
-    let mut server = Nbdkit::start(&lab, 4, &[]);
-    let (mut a, mut b) = (lab.host("a").await, lab.host("b").await);
-    a.boot(guest(kind, server.disk())).await;
-    Move::new(&a, &b)
-        .slow()
-        .patient()
-        .begin(&mut a, &mut b)
-        .await;
-    a.progress(|line| line.phase == "precopy").await;
-    server.hang();
-    until(&mut a, |s| s.in_flight == 16).await;
-    arrived(&mut b).await;
+    let (mut server, a, mut b) = moved_while_it_hangs(&lab, kind).await;
     let settle = |nobody_else_writes| Request::SettleStorage { nobody_else_writes };
     let why = b.call(settle(false)).await.unwrap_err().to_string();
     assert!(

@@ -34,6 +34,7 @@ use super::log::Log;
 use super::parts::{Shared, WatchedJournal, WatchedMachine};
 use super::talk::{Command, Event, LeftAs, Order, Setup, Status};
 use super::{DESTINATION_HOST, SOURCE_HOST};
+use crate::decorated::Decorated;
 
 /// A dead peer shows by its connection's end; this is for one that hangs.
 const SILENCE: Duration = Duration::from_secs(20);
@@ -82,7 +83,8 @@ impl Parts {
         });
         let inner = vmferry_machine::create_with(config, self.sink(config), role, &opener)?;
         let shared = self.shared.clone();
-        Ok(Arc::new(WatchedMachine { inner, shared }))
+        let around = WatchedMachine(shared);
+        Ok(Arc::new(Decorated { inner, around }))
     }
 
     /// A machine that begins here, with fences where somebody else may still write.

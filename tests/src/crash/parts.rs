@@ -1,20 +1,18 @@
 //! A journal and a machine that stand still at points, and tell what they have done.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmferry_journal::{Journal, JournalError};
-use vmferry_machine::{Disks, Machine, MachineConfig, MachineError, MachineState, Recorder};
-use vmferry_memory::GuestRam;
+use vmferry_machine::MachineError;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::ownership::Record;
-use vmferry_tracker::{DirtyTracker, TrackerError, TrackerKind};
 
 use super::gate::Gate;
 use super::log::{Log, What};
 use super::talk::Kept;
 use super::{Point, Side};
+use crate::decorated::{Around, Op};
 
 /// What all parts of a VM process share.
 #[derive(Clone, Debug)]
@@ -33,21 +31,21 @@ pub(super) struct WatchedJournal {
     pub(super) tell: Box<dyn Fn(Kept) + Send + Sync>,
 }
 
-/// Before and after a record is written.
-fn points(records: &[Record]) -> Option<[Point; 2]> {
+/// Before and after records are written; settlements and completions may come in one lot.
+fn points(records: &[Record]) -> Vec<[Point; 2]> {
     let has = |is: fn(&Record) -> bool| records.iter().any(is);
-    match records.last()? {
-        Record::Prepared(_) => Some([Point::PreparedBefore, Point::PreparedAfter]),
-        Record::Relinquished(_) => Some([Point::RelinquishBefore, Point::RelinquishAfter]),
-        Record::Owner(_) => Some([Point::OwnerBefore, Point::OwnerAfter]),
-        Record::Released(_) => Some([Point::ReleasedBefore, Point::ReleasedAfter]),
-        _ if has(|r| matches!(r, Record::Settled(..))) => {
-            Some([Point::SettledBefore, Point::SettledAfter])
+    match records.last() {
+        Some(Record::Prepared(_)) => vec![[Point::PreparedBefore, Point::PreparedAfter]],
+        Some(Record::Relinquished(_)) => vec![[Point::RelinquishBefore, Point::RelinquishAfter]],
+        Some(Record::Owner(_)) => vec![[Point::OwnerBefore, Point::OwnerAfter]],
+        Some(Record::Released(_)) => vec![[Point::ReleasedBefore, Point::ReleasedAfter]],
+        _ => {
+            let settled = has(|r| matches!(r, Record::Settled(..)));
+            let completed = has(|r| matches!(r, Record::Completed(..)));
+            let settled = settled.then_some([Point::SettledBefore, Point::SettledAfter]);
+            let completed = completed.then_some([Point::CompletedBefore, Point::CompletedAfter]);
+            settled.into_iter().chain(completed).collect()
         }
-        _ if has(|r| matches!(r, Record::Completed(..))) => {
-            Some([Point::CompletedBefore, Point::CompletedAfter])
-        }
-        _ => None,
     }
 }
 
@@ -68,15 +66,15 @@ impl Journal for WatchedJournal {
             self.owner.store(true, Ordering::SeqCst);
         }
         let points = points(records);
-        if let Some([before, _]) = points {
-            self.shared.gate.at(before);
+        for [before, _] in &points {
+            self.shared.gate.at(*before);
         }
         self.inner.append(records)?;
         if let Some(last) = records.last() {
             (self.tell)(kept(last));
         }
-        if let Some([_, after]) = points {
-            self.shared.gate.at(after);
+        for [_, after] in &points {
+            self.shared.gate.at(*after);
         }
         Ok(())
     }
@@ -92,98 +90,46 @@ impl Journal for WatchedJournal {
     }
 }
 
-/// A machine with points, which logs when its guest runs.
-pub(super) struct WatchedMachine {
-    pub(super) inner: Arc<dyn Machine>,
-    pub(super) shared: Shared,
-}
+/// Stands still at points around a machine's operations, and logs when its guest runs.
+#[derive(Debug)]
+pub(super) struct WatchedMachine(pub(super) Shared);
 
-impl fmt::Debug for WatchedMachine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "WatchedMachine({:?})", self.inner)
+/// Before and after an operation.
+fn points_of(op: Op) -> (Point, Option<Point>) {
+    match op {
+        Op::Pause => (Point::PauseBefore, Some(Point::PauseAfter)),
+        Op::Save => (Point::SaveBefore, Some(Point::SaveAfter)),
+        Op::Restore => (Point::RestoreBefore, Some(Point::RestoreAfter)),
+        Op::Resume => (Point::ResumeBefore, Some(Point::ResumeAfter)),
+        Op::Stop => (Point::StopBefore, None),
     }
 }
 
-impl WatchedMachine {
-    /// At `point`, where that is this side's.
-    fn at(&self, point: Point) {
-        if point.side() == self.shared.side {
-            self.shared.gate.at(point);
+impl Around for WatchedMachine {
+    fn around(
+        &self,
+        op: Op,
+        operation: &mut dyn FnMut() -> Result<(), MachineError>,
+    ) -> Result<(), MachineError> {
+        let Self(Shared { side, gate, log }) = self;
+        // Where that is this side's.
+        let at = |point: Point| {
+            if point.side() == *side {
+                gate.at(point);
+            }
+        };
+        let (before, after) = points_of(op);
+        at(before);
+        if op == Op::Resume {
+            log.add(What::Runs);
         }
-    }
-}
-
-impl Machine for WatchedMachine {
-    fn config(&self) -> &MachineConfig {
-        self.inner.config()
-    }
-
-    fn ram(&self) -> &Arc<GuestRam> {
-        self.inner.ram()
-    }
-
-    fn cpu_features(&self) -> Vec<String> {
-        self.inner.cpu_features()
-    }
-
-    fn disks(&self) -> &Arc<Disks> {
-        self.inner.disks()
-    }
-
-    fn tracker(&self, kind: TrackerKind) -> Result<Box<dyn DirtyTracker>, TrackerError> {
-        self.inner.tracker(kind)
-    }
-
-    fn state(&self) -> MachineState {
-        self.inner.state()
-    }
-
-    fn boot(&self) -> Result<(), MachineError> {
-        self.inner.boot()
-    }
-
-    fn resume(&self) -> Result<(), MachineError> {
-        self.at(Point::ResumeBefore);
-        self.shared.log.add(What::Runs);
-        let resumed = self.inner.resume();
-        if resumed.is_err() {
-            self.shared.log.add(What::Stands);
+        let done = operation();
+        match op {
+            Op::Pause | Op::Stop if done.is_ok() => log.add(What::Stands),
+            Op::Resume if done.is_err() => log.add(What::Stands),
+            _ => {}
         }
-        self.at(Point::ResumeAfter);
-        resumed
-    }
-
-    fn pause(&self) -> Result<(), MachineError> {
-        self.at(Point::PauseBefore);
-        let paused = self.inner.pause();
-        if paused.is_ok() {
-            self.shared.log.add(What::Stands);
-        }
-        self.at(Point::PauseAfter);
-        paused
-    }
-
-    fn save(&self) -> Result<Vec<u8>, MachineError> {
-        self.at(Point::SaveBefore);
-        let saved = self.inner.save();
-        self.at(Point::SaveAfter);
-        saved
-    }
-
-    fn restore(&self, blob: &[u8]) -> Result<(), MachineError> {
-        self.at(Point::RestoreBefore);
-        let restored = self.inner.restore(blob);
-        self.at(Point::RestoreAfter);
-        restored
-    }
-
-    fn workload(&self) -> Option<&Arc<Recorder>> {
-        self.inner.workload()
-    }
-
-    fn stop(&self) {
-        self.at(Point::StopBefore);
-        self.inner.stop();
-        self.shared.log.add(What::Stands);
+        after.into_iter().for_each(at);
+        done
     }
 }

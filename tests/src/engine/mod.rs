@@ -18,7 +18,9 @@ use std::time::Duration;
 pub use faults::{FaultyConnector, Frame, PageStep, Said, Script, Step, Way};
 pub use leaks::Leaks;
 pub use pair::{Ended, Guest, Over, Plan, Under, begin, begin_after, has_kvm, settle, try_begin};
-pub use parts::{FaultyJournal, FaultyMachine, Op};
+pub use parts::{FaultyJournal, FaultyMachine};
+
+pub use crate::decorated::Op;
 
 /// What a test waits for, it waits for so long at most: longer is a failure.
 pub const GUARD: Duration = Duration::from_secs(60);

@@ -20,6 +20,7 @@ use image::Image;
 use job::{Context, Job, MAX_BOUNCE, Next};
 use ring::{MAX_IN_FLIGHT, Ring};
 
+use crate::detached::finish_elsewhere;
 use crate::lock::Claim;
 use crate::{BlockBackend, Completion, FormerOwner, Geometry, OpenError, Operation, Role};
 
@@ -298,14 +299,6 @@ impl Drop for FileBackend {
         if parts.flying.is_empty() {
             return parts.finish();
         }
-        // Without a thread, memory and lock stay for good: better than to be given back early.
-        let parts = ManuallyDrop::new(parts);
-        let thread = std::thread::Builder::new().name("file-disk-end".to_owned());
-        if let Err(e) = thread.spawn(move || ManuallyDrop::into_inner(parts).finish()) {
-            tracing::error!(
-                "no thread for the end of a disk ({e}): its memory and its lock stay until this \
-                 process ends"
-            );
-        }
+        finish_elsewhere("file-disk-end", parts, Parts::finish);
     }
 }

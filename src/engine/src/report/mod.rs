@@ -285,7 +285,7 @@ pub struct MigrationReport {
     pub vcpu_run_delay_ms: f64,
     /// What the guest lost.
     pub guest: GuestReport,
-    /// Storage IO at the switchover, where there was one.
+    /// Storage IO at the switchover, where there was one and the machine has disks.
     #[serde(default)]
     pub io: Option<IoReport>,
     /// Most memory used beyond the guest's RAM and what the process used before, at the source.

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use vmferry_protocol::PAGE_SIZE;
 
-use super::{CodecReport, IoReport, MigrationReport, ReportOutcome};
+use super::{CodecReport, MigrationReport, ReportOutcome};
 
 const MIB: f64 = (1 << 20) as f64;
 
@@ -192,7 +192,7 @@ fn write_notifications(out: &mut String, r: &MigrationReport) -> std::fmt::Resul
 }
 
 fn write_io(out: &mut String, r: &MigrationReport) -> std::fmt::Result {
-    let Some(io) = r.io.as_ref().filter(|io| **io != IoReport::default()) else {
+    let Some(io) = &r.io else {
         return Ok(());
     };
     writeln!(

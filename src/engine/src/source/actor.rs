@@ -72,7 +72,7 @@ pub(crate) struct Migration {
     compression: Arc<Compression>,
     run_delay_before: Duration,
     run_delay_at_pause: Option<Duration>,
-    /// Storage IO at the pause.
+    /// Storage IO at the pause, of a machine that has disks.
     held: Option<HeldIo>,
     progress: watch::Sender<Option<LiveProgress>>,
     end: Option<oneshot::Sender<SourceEnd>>,
@@ -448,7 +448,7 @@ impl Handler<Done> for Migration {
             (What::Pause, Ok(())) => SourceEvent::Paused,
             (What::Hold(held), Ok(())) => {
                 let jobs = held.jobs.clone();
-                self.held = Some(held);
+                self.held = (!self.machine.disks().is_empty()).then_some(held);
                 SourceEvent::IoCancelled { jobs }
             }
             (What::Save(blob), Ok(())) => SourceEvent::StateSaved { blob },

@@ -4,10 +4,7 @@ use kvm_ioctls::{IoEventAddress, VmFd};
 
 use super::error::kvm_error;
 use crate::MachineError;
-use crate::devices::virtio::Disks;
-
-/// Offset of the register that a driver writes a queue's number to.
-const QUEUE_NOTIFY: u64 = 0x50;
+use crate::devices::virtio::{Disks, QUEUE_NOTIFY};
 
 /// Has `vm` write a disk's eventfd where the guest notifies it of a queue, and interrupt the guest
 /// where a disk writes another.

@@ -8,7 +8,9 @@ use tokio::process::{Child, Command};
 use vmferry_machine::{DiskSource, DiskSpec};
 
 use super::DemoError;
+use super::show::Show;
 use crate::cli::{DemoArgs, DiskArg};
+use crate::doctor::disk_usable;
 
 /// Serial id that the guest reads.
 const SERIAL: &str = "vmferry-demo";
@@ -21,8 +23,13 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// The disk that `args` ask for; what it needs is made below `dir`.
-    pub(super) async fn make(args: &DemoArgs, dir: &Path) -> Result<Option<Self>, DemoError> {
+    /// The disk that `args` ask for; what it needs is made below `dir`. Where nobody asked and
+    /// this host cannot have one, there is none.
+    pub(super) async fn make(
+        args: &DemoArgs,
+        dir: &Path,
+        show: &Show,
+    ) -> Result<Option<Self>, DemoError> {
         let default = match args.kernel {
             Some(_) => DiskArg::None,
             None => DiskArg::Auto,
@@ -51,6 +58,12 @@ impl Disk {
             delay_ms,
             ..source.spec()
         };
+        if args.disk.is_none()
+            && let Err(why) = disk_usable(&spec)
+        {
+            show.step(&format!("the guest has no disk: {why}"));
+            return Ok(None);
+        }
         Ok(Some(Self {
             spec,
             _server: server,

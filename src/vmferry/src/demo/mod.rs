@@ -128,7 +128,7 @@ async fn demo(args: &DemoArgs) -> Result<Vec<MigrationReport>, DemoError> {
         .tempdir()
         .map_err(DemoError::Directory)?;
     let authority = Authority::new()?;
-    let disk = Disk::make(args, dir.path()).await?;
+    let disk = Disk::make(args, dir.path(), &show).await?;
     let mut hosts = Vec::new();
     for name in ["a", "b", "c"].iter().take(args.hops as usize + 1) {
         let name = format!("host-{name}");

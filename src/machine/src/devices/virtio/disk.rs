@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vmferry_block::{BlockBackend, DiskSpec};
+use vmferry_block::{BlockBackend, DiskSpec, Role};
 use vmferry_memory::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -16,7 +16,6 @@ use super::shared::Shared;
 use super::state::{SavedDisk, Unchecked};
 use super::worker::{Adoption, Command, Worker};
 use crate::lock;
-use vmferry_block::Role;
 
 /// The worker needs little; backends run on its stack.
 const STACK_BYTES: usize = 512 << 10;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use vmferry_block::{Fate, JobKey, JobRecord, Settlement};
+use vmferry_block::{Fate, JobKey, JobRecord, Role, Settlement};
 use vmferry_guest::abi::{DISK_MMIO_BASE, DISK_MMIO_SIZE};
 use vmferry_memory::GuestRam;
 use vmm_sys_util::eventfd::EventFd;
@@ -16,7 +16,6 @@ use super::state::SavedDisk;
 use super::worker::{HeldDisk, Worker};
 use super::{FIRST_GSI, MAX_DISKS};
 use crate::{MachineConfig, MachineError, lock};
-use vmferry_block::Role;
 
 /// Something that a disk tells of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::offer::{Offer, bit};
 /// Most entries of a queue.
 pub(super) const QUEUE_SIZE: u16 = 256;
 /// Offset of the register that a driver writes a queue's number to.
-pub(super) const QUEUE_NOTIFY: u64 = 0x50;
+pub(crate) const QUEUE_NOTIFY: u64 = 0x50;
 /// Status bits.
 pub(super) const DRIVER_OK: u32 = cfg::VIRTIO_CONFIG_S_DRIVER_OK;
 pub(super) const FEATURES_OK: u32 = cfg::VIRTIO_CONFIG_S_FEATURES_OK;

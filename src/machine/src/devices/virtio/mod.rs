@@ -18,6 +18,7 @@ pub(crate) mod tests;
 mod worker;
 
 pub use disks::{DiskStats, Disks, HeldIo, IoEvent, IoSink};
+pub(crate) use mmio::QUEUE_NOTIFY;
 pub use open::OpenDisk;
 pub(crate) use state::SavedDisk;
 pub use vmferry_block::{MAX_QUEUES, Role};

@@ -14,12 +14,7 @@ fn settlement(job: u64, end: JobEnd) -> Settlement {
 
 /// A source with a write of ones to block 1 in flight that cannot be taken back, held.
 fn unsettled() -> (MemoryDisk, Host) {
-    let disk = MemoryDisk::new(1 << 20);
-    let mut source = Host::started(&disk);
-    disk.stall(true);
-    disk.refuse_cancel(true);
-    source.driver.write_block(0, 1, 1);
-    let _ = disk.wait_stalled(1);
+    let (disk, source) = stalled(true);
     let held = source.disks.hold();
     assert_eq!((held.in_flight, held.completed), (1, 0));
     assert_eq!((held.cancelled, held.unsettled), (0, 1));
@@ -149,12 +144,7 @@ fn storage_that_knows_the_former_owner_gone_lifts_all_fences() {
 
 #[test]
 fn a_session_that_ends_in_the_hold_leaves_nothing_unsettled() {
-    let disk = MemoryDisk::new(1 << 20);
-    let mut source = Host::started(&disk);
-    disk.stall(true);
-    disk.refuse_cancel(true);
-    source.driver.write_block(0, 1, 1);
-    let _ = disk.wait_stalled(1);
+    let (disk, source) = stalled(true);
     let _ = source.disks.hold();
     disk.end_session(0);
     assert_eq!(
@@ -168,22 +158,11 @@ fn a_session_that_ends_in_the_hold_leaves_nothing_unsettled() {
 
 #[test]
 fn a_source_that_is_released_takes_everything_back() {
-    let disk = MemoryDisk::new(1 << 20);
-    let mut source = Host::started(&disk);
-    disk.stall(true);
-    source.driver.write_block(0, 1, 1);
-    let _ = disk.wait_stalled(1);
-    disk.refuse_cancel(true);
+    let (disk, mut source) = stalled(true);
     source.driver.write_block(1, 2, 2);
     source.driver.write_block(2, 3, 3);
     let _ = disk.wait_stalled(3);
-    disk.refuse_cancel(false);
-    // The first is taken back; the others are not.
-    let held = {
-        let hold = source.disks.clone();
-        disk.refuse_cancel(true);
-        hold.hold()
-    };
+    let held = source.disks.hold();
     assert_eq!((held.in_flight, held.unsettled), (3, 3));
     disk.release(0, JobId(1), None);
     assert_eq!(
@@ -211,11 +190,7 @@ fn a_source_that_is_released_takes_everything_back() {
 
 #[test]
 fn what_was_cancelled_is_issued_again_at_a_source_that_is_released() {
-    let disk = MemoryDisk::new(1 << 20);
-    let mut source = Host::started(&disk);
-    disk.stall(true);
-    source.driver.write_block(0, 1, 1);
-    let _ = disk.wait_stalled(1);
+    let (disk, mut source) = stalled(false);
     assert_eq!(source.disks.hold().cancelled, 1);
     disk.stall(false);
     source.disks.release();
@@ -260,11 +235,7 @@ fn a_machine_that_is_gone_keeps_its_storage_until_that_is_done() {
 
 #[test]
 fn what_storage_is_asked_for_by_a_machine_that_is_dropped_is_taken_back() {
-    let disk = MemoryDisk::new(1 << 20);
-    let mut host = Host::started(&disk);
-    disk.stall(true);
-    host.driver.write_block(0, 1, 1);
-    let _ = disk.wait_stalled(1);
+    let (disk, host) = stalled(false);
     drop(host);
     assert_eq!(disk.is_open(0), (false, false));
     assert!(disk.stalled().is_empty());

@@ -121,12 +121,7 @@ fn queues_that_cannot_be_are_not_started() {
 
 #[test]
 fn a_reset_leaves_jobs_behind_that_nobody_is_told_of() {
-    let disk = MemoryDisk::new(1 << 20);
-    let mut host = Host::started(&disk);
-    disk.stall(true);
-    disk.refuse_cancel(true);
-    host.driver.write_block(0, 1, 1);
-    let _ = disk.wait_stalled(1);
+    let (disk, mut host) = stalled(true);
     host.driver.set(0x70, 0);
     assert_eq!(host.driver.get(0x70), NEEDS_RESET, "not done yet");
     host.driver.start();
@@ -166,12 +161,7 @@ fn resets_do_not_pile_up_jobs_without_end() {
 
 #[test]
 fn jobs_left_behind_are_handed_over_and_not_issued_again() {
-    let disk = MemoryDisk::new(1 << 20);
-    let mut host = Host::started(&disk);
-    disk.stall(true);
-    disk.refuse_cancel(true);
-    host.driver.write_block(0, 1, 1);
-    let _ = disk.wait_stalled(1);
+    let (disk, mut host) = stalled(true);
     host.driver.start();
     let held = host.disks.hold();
     assert_eq!(held.unsettled, 1);

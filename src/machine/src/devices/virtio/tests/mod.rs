@@ -57,6 +57,18 @@ fn key(job: u64) -> JobKey {
     }
 }
 
+/// A host with a write of ones to block 1 that stalls, as all that follows, and can be cancelled or
+/// not.
+fn stalled(refuses_cancel: bool) -> (MemoryDisk, Host) {
+    let disk = MemoryDisk::new(1 << 20);
+    let mut host = Host::started(&disk);
+    disk.stall(true);
+    disk.refuse_cancel(refuses_cancel);
+    host.driver.write_block(0, 1, 1);
+    let _ = disk.wait_stalled(1);
+    (disk, host)
+}
+
 /// Waits for what another thread does.
 pub(crate) fn until(what: &str, mut there: impl FnMut() -> bool) {
     let began = Instant::now();

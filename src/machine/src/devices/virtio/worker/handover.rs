@@ -56,9 +56,10 @@ impl Worker {
             held.in_flight = self.in_backend.len() as u32;
             let before = self.stats.requests;
             self.phase = Phase::HandedOver;
+            // Before anything is cancelled: what is half done then ends, and is not carried on.
+            self.backend.hold(true);
             self.table.hold();
             self.act();
-            self.backend.hold(true);
             self.sweep();
             held.completed = (self.stats.requests - before) as u32;
         }

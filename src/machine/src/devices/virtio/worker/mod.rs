@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use vmferry_block::table::{Action, Table};
 use vmferry_block::{
     BlockBackend, Buffers, Completion, Extent, JobEnd, JobId, JobKey, JobKind, JobRecord,
-    Operation, Settlement,
+    Operation, Role, Settlement,
 };
 use vmferry_memory::GuestRam;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -24,7 +24,6 @@ use super::offer::Offer;
 use super::request::Run;
 use super::ring::Ring;
 use super::shared::{Shared, USED};
-use vmferry_block::Role;
 
 pub(super) use handover::{Adoption, HeldDisk, Snapshot};
 
