@@ -316,6 +316,7 @@ fn a_peer_that_asks_and_does_not_read_is_cut_off() {
             migration: under.migration,
             token: under.token,
             streams: 1,
+            trace: None,
         });
         let hello = encode(&hello).unwrap();
         peer.writer.write_all(&hello).await.unwrap();

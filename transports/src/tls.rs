@@ -137,6 +137,24 @@ impl TlsIdentity {
         })
     }
 
+    /// What a client of another protocol than migration needs: the same identity and trust, with
+    /// `alpn` as application protocols.
+    #[must_use]
+    pub fn client_config(&self, alpn: &[&[u8]]) -> ClientConfig {
+        let mut config = ClientConfig::clone(&self.client);
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        config
+    }
+
+    /// What a server of another protocol than migration needs: the same identity and trust
+    /// (clients show a certificate, TLS 1.3 only), with `alpn` as application protocols.
+    #[must_use]
+    pub fn server_config(&self, alpn: &[&[u8]]) -> ServerConfig {
+        let mut config = ServerConfig::clone(&self.server);
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        config
+    }
+
     pub(crate) fn client(&self) -> Arc<ClientConfig> {
         self.client.clone()
     }

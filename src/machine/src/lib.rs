@@ -245,6 +245,14 @@ pub fn create_with(
     }
 }
 
+/// Names of the processor features that KVM guests on this host may see, sorted.
+///
+/// # Errors
+/// [`MachineError::NoKvm`] where there can be none, with what to do.
+pub fn host_cpu_features() -> Result<Vec<String>, MachineError> {
+    kvm::host_cpu_features()
+}
+
 /// Locks `mutex`; what it guards is good whatever a thread that panicked was about to do.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

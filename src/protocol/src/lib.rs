@@ -16,6 +16,7 @@ pub mod pending;
 pub mod policy;
 pub mod source;
 pub mod storage;
+pub mod trace;
 pub mod version;
 pub mod wire;
 

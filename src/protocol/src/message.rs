@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ChunkId, MigrationId, Token};
 use crate::pages::RamLayout;
 use crate::storage::{JobKey, Settlement};
+use crate::trace::TraceParent;
 use crate::version::{Agreed, Speaks};
 
 pub use crate::version::VERSION;
@@ -185,6 +186,8 @@ pub struct Hello {
     pub token: Token,
     /// Page streams it will use.
     pub streams: u16,
+    /// The migration's span, where somebody traces it. Changes nothing.
+    pub trace: Option<TraceParent>,
 }
 
 /// What the destination spent while the guest was paused, in microseconds.

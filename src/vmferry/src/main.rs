@@ -1,16 +1,20 @@
 //! vmferry: live migration of KVM virtual machines. The command line and the roles behind it.
 
 mod cli;
+mod config;
 mod demo;
 mod doctor;
+mod generate;
+mod keys;
+mod remote;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use cli::{Cli, Command};
+use cli::Command;
+use remote::Task;
 
 /// What the process answers its caller. 2 is clap's, for a command line that makes no sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,22 +26,37 @@ pub(crate) enum Exit {
     VerifyFailed = 3,
     /// The migration was cancelled; the guest is unharmed.
     Cancelled = 4,
+    /// Neither host may run the guest by itself.
+    Undecided = 5,
+    /// The host service did not answer any more; what was begun goes on without it.
+    Unknown = 6,
+    /// The user left by a second Ctrl-C, what was begun goes on: 128 and the signal.
+    Left = 130,
 }
 
 /// The environment variable that says what is logged, as in `debug` or `vmferry_engine=trace`.
 const LOG: &str = "VMFERRY_LOG";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = cli::parse();
     let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    let connect = cli.connect;
     let exit = match cli.command {
+        Command::Vm(command) => remote::run(connect, Task::Vm(command)),
+        Command::Migrate(args) => remote::run(connect, Task::Migrate(args)),
+        Command::Migrations(command) => remote::run(connect, Task::Migrations(command)),
+        Command::Host(command) => remote::run(connect, Task::Host(command)),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
         Command::Demo(args) => demo::run(*args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Config(command) => config::run(&command),
+        Command::Keys(command) => keys::run(&command),
         Command::Vmm(args) => vmm(args),
     };
     ExitCode::from(exit as u8)

@@ -269,6 +269,7 @@ fn source_of_another_version() {
                 migration: MigrationId([9; 16]),
                 token,
                 streams: 1,
+                trace: None,
             };
             say(&mut control, &Message::Hello(hello)).await;
             let Message::Abort { code, detail, .. } = hear(&mut control).await else {

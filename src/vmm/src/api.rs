@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vmferry_engine::report::MigrationReport;
+use vmferry_engine::report::{DestinationTimeline, MigrationReport};
 use vmferry_engine::{Budget, source};
 use vmferry_machine::{Beat, Console, DiskStats, MachineConfig};
 
@@ -69,6 +69,9 @@ pub enum Request {
     },
     /// How the machine, the migration and the process are.
     Status,
+    /// What another host has to know of the machine before it could take it, and whether it can
+    /// leave this one.
+    Inspect,
     /// From now on, send events on this connection.
     Subscribe,
     /// End the machine and the process.
@@ -110,6 +113,14 @@ pub struct ReceiveOptions {
     pub token: String,
     /// Speed of the link in Mbit/s, for the size of windows; 0 is unknown.
     pub link_mbit: u64,
+    /// The migration's id, 32 hexadecimal digits, where it is known: its end is written down by
+    /// that name.
+    #[serde(default)]
+    pub migration: Option<String>,
+    /// The reception is given up where nobody has offered a machine after so many seconds; none:
+    /// never.
+    #[serde(default)]
+    pub come_within_s: Option<u64>,
     /// Where the serial console goes here, as the source's files may not exist on this host.
     pub serial: Console,
     /// The same for the debug port.
@@ -119,6 +130,9 @@ pub struct ReceiveOptions {
 /// Options of the source.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MigrateOptions {
+    /// The migration's id, 32 hexadecimal digits; a random one where there is none.
+    #[serde(default)]
+    pub migration: Option<String>,
     /// `quic` or `tcp`.
     pub transport: String,
     /// Where the destination listens.
@@ -155,6 +169,9 @@ pub struct MigrateOptions {
     pub link_mbit: u64,
     /// Longest blackout to accept, in milliseconds.
     pub max_blackout_ms: f64,
+    /// W3C `traceparent` of the migration's span, for the destination.
+    #[serde(default)]
+    pub traceparent: Option<String>,
 }
 
 fn delta_cache_mib() -> u32 {
@@ -181,6 +198,8 @@ pub enum Answer {
     Heartbeats(Vec<Vec<Beat>>),
     /// The state of things.
     Status(Box<Status>),
+    /// What there is to move.
+    Inspected(Box<Inspection>),
     /// Of all disks together.
     Storage(DiskStats),
     /// So many writes of the former host count as settled.
@@ -201,6 +220,9 @@ pub struct Status {
     pub detail: Option<String>,
     /// Whether a migration is under way.
     pub migrating: bool,
+    /// Which.
+    #[serde(default)]
+    pub migration: Option<MigrationStatus>,
     /// Open descriptors of the process.
     pub fds: usize,
     /// Threads of the process.
@@ -209,7 +231,30 @@ pub struct Status {
     pub rss_bytes: u64,
 }
 
-/// What a VM process tells its subscribers.
+/// The migration under way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MigrationStatus {
+    /// Its id, where it is known.
+    pub id: Option<String>,
+    /// Whether the machine leaves; otherwise it comes.
+    pub leaving: bool,
+    /// The last line of progress, at the source.
+    pub progress: Option<ProgressLine>,
+}
+
+/// What another host has to know of a machine before it could take it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Inspection {
+    /// Names of the processor features that the guest has seen.
+    pub cpu_features: Vec<String>,
+    /// RAM that there is something in, in bytes.
+    pub populated_bytes: u64,
+    /// Why its disks cannot be used from another host.
+    pub disks_stay: Option<String>,
+}
+
+/// What a VM process tells its subscribers. The end of a migration is a file in the VM's directory
+/// as well, [`crate::ends`], before it is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Event {
@@ -241,6 +286,12 @@ pub enum Event {
         peak_extra_rss_bytes: u64,
         /// When the vCPUs ran again, in nanoseconds of CLOCK_MONOTONIC.
         resumed_ns: Option<u64>,
+        /// The migration's id, where it was told.
+        #[serde(default)]
+        migration_id: Option<String>,
+        /// When what happened, and which migration and trace it belongs to.
+        #[serde(default)]
+        timeline: Box<DestinationTimeline>,
     },
     /// The guest crashed or stopped by itself.
     GuestEnded {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
@@ -39,15 +40,20 @@ pub enum ClientError {
     Unexpected(String),
 }
 
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Answer, String>>>>>;
+type Answers = HashMap<u64, oneshot::Sender<Result<Answer, String>>>;
+/// Who waits for which answer; none once no answer will come any more.
+type Waiting = Arc<Mutex<Option<Answers>>>;
 
-/// A connection to one VM process. Calls may be made one after the other; events arrive meanwhile.
+/// A connection to one VM process. Several calls may be under way at once; events arrive meanwhile.
+/// A call that nobody waits for any more is carried out all the same.
 #[derive(Debug)]
 pub struct VmmClient {
-    writer: OwnedWriteHalf,
+    lines: mpsc::UnboundedSender<Vec<u8>>,
     waiting: Waiting,
-    next_id: u64,
+    next_id: AtomicU64,
+    pid: Option<u32>,
     reader: tokio::task::JoinHandle<()>,
+    writer: tokio::task::JoinHandle<()>,
 }
 
 impl VmmClient {
@@ -65,31 +71,44 @@ impl VmmClient {
                 path: path.display().to_string(),
                 source,
             })?;
-        let (read, writer) = stream.into_split();
-        let waiting: Waiting = Arc::default();
+        let pid = stream.peer_cred().ok().and_then(|cred| cred.pid());
+        let (read, write) = stream.into_split();
+        let (lines, to_write) = mpsc::unbounded_channel();
+        let writer = tokio::spawn(write_lines(write, to_write));
+        let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let (events, receiver) = mpsc::unbounded_channel();
         let reader = tokio::spawn(read_lines(read, waiting.clone(), events));
         let client = Self {
-            writer,
+            lines,
             waiting,
-            next_id: 1,
+            next_id: AtomicU64::new(1),
+            pid: pid.and_then(|pid| u32::try_from(pid).ok()),
             reader,
+            writer,
         };
         Ok((client, receiver))
+    }
+
+    /// The process at the other end, where the kernel says which.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
     }
 
     /// Asks and waits for the answer.
     ///
     /// # Errors
     /// [`ClientError::Refused`] with the process's own words, [`ClientError::Gone`].
-    pub async fn call(&mut self, request: Request) -> Result<Answer, ClientError> {
-        let id = self.next_id;
-        self.next_id += 1;
+    pub async fn call(&self, request: Request) -> Result<Answer, ClientError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut line = serde_json::to_vec(&Call { id, request })?;
         line.push(b'\n');
         let (sender, answer) = oneshot::channel();
-        lock(&self.waiting).insert(id, sender);
-        if self.reader.is_finished() || self.writer.write_all(&line).await.is_err() {
+        match &mut *lock(&self.waiting) {
+            Some(waiting) => waiting.insert(id, sender),
+            None => return Err(ClientError::Gone),
+        };
+        if self.lines.send(line).is_err() {
             return Err(ClientError::Gone);
         }
         match answer.await {
@@ -103,11 +122,25 @@ impl VmmClient {
 impl Drop for VmmClient {
     fn drop(&mut self) {
         self.reader.abort();
+        self.writer.abort();
+    }
+}
+
+/// By a task of its own, so that no line is cut short where a caller does not wait.
+async fn write_lines(mut write: OwnedWriteHalf, mut lines: mpsc::UnboundedReceiver<Vec<u8>>) {
+    while let Some(line) = lines.recv().await {
+        if write.write_all(&line).await.is_err() {
+            return;
+        }
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn take(waiting: &Waiting, id: u64) -> Option<oneshot::Sender<Result<Answer, String>>> {
+    lock(waiting).as_mut()?.remove(&id)
 }
 
 async fn read_lines(
@@ -119,12 +152,12 @@ async fn read_lines(
     while let Ok(Some(line)) = lines.next_line().await {
         match serde_json::from_str(&line) {
             Ok(Line::Answer { id, answer }) => {
-                if let Some(sender) = lock(&waiting).remove(&id) {
+                if let Some(sender) = take(&waiting, id) {
                     let _ = sender.send(Ok(answer));
                 }
             }
             Ok(Line::Error { id, message }) => {
-                if let Some(sender) = lock(&waiting).remove(&id) {
+                if let Some(sender) = take(&waiting, id) {
                     let _ = sender.send(Err(message));
                 }
             }
@@ -135,5 +168,5 @@ async fn read_lines(
         }
     }
     // Whoever still waits learns that nothing will come.
-    lock(&waiting).clear();
+    *lock(&waiting) = None;
 }

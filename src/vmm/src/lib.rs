@@ -5,12 +5,13 @@
 
 pub mod api;
 pub mod client;
+pub mod ends;
 mod events;
 mod migrate;
-mod past;
+pub mod past;
 pub mod process;
 mod run;
 mod server;
 mod vm;
 
-pub use run::{RunError, RunOptions, SOCKET, run};
+pub use run::{JOURNAL, RunError, RunOptions, SOCKET, run};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rand::TryRngCore;
 use rand::rngs::OsRng;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use vmferry_codecs::CodecChoice;
 use vmferry_engine::destination::{self, DestinationHandle, DestinationOptions, config_of};
 use vmferry_engine::report::TrackerChoice;
@@ -68,11 +68,14 @@ pub(crate) async fn leave(
     };
     let max_blackout = Duration::try_from_secs_f64(asked.max_blackout_ms / 1e3)
         .map_err(|_| "the longest blackout is not a time".to_owned())?;
-    let mut id = [0; 16];
-    OsRng
-        .try_fill_bytes(&mut id)
-        .map_err(|e| format!("no random numbers: {e}"))?;
-    let migration = MigrationId(id);
+    let migration = match &asked.migration {
+        Some(id) => id.parse().map_err(|e| format!("migration id: {e}"))?,
+        None => random_id()?,
+    };
+    let trace = match &asked.traceparent {
+        Some(text) => Some(text.parse().map_err(|e| format!("traceparent: {e}"))?),
+        None => None,
+    };
     let ram_bytes = machine.ram().bytes();
     let defaults = SourceOptions::new(migration, token(&asked.token)?, tracker);
     let options = SourceOptions {
@@ -93,6 +96,7 @@ pub(crate) async fn leave(
             ..Limits::default()
         },
         tracker_choice,
+        trace,
         ..defaults
     };
     let connector = connector(
@@ -107,6 +111,14 @@ pub(crate) async fn leave(
     disks_may_move(&*machine).await?;
     let handle = source::start(machine, connector.clone(), journal, options)?;
     Ok((handle, migration, connector))
+}
+
+fn random_id() -> Result<MigrationId, String> {
+    let mut id = [0; 16];
+    OsRng
+        .try_fill_bytes(&mut id)
+        .map_err(|e| format!("no random numbers: {e}"))?;
+    Ok(MigrationId(id))
 }
 
 /// How long a guest that has just come waits for its former host to let go of its disks.
@@ -131,6 +143,7 @@ const MOST_COMPRESSORS: usize = 64;
 /// Tells of a migration's progress and end.
 pub(crate) async fn watch_source(
     handle: SourceHandle,
+    last: watch::Sender<Option<ProgressLine>>,
     events: broadcast::Sender<Event>,
     to: Happenings,
 ) {
@@ -150,6 +163,7 @@ pub(crate) async fn watch_source(
             Ok(()) = progress.changed() => {
                 let line = progress.borrow_and_update().as_ref().map(line);
                 if let Some(line) = line {
+                    last.send_replace(Some(line.clone()));
                     let _ = events.send(Event::Progress(line));
                 }
             }
@@ -187,13 +201,34 @@ pub(crate) async fn receive(
         .map_err(|e| chain(&e))?;
     let address = listener.local_addr().map_err(|e| chain(&e))?;
     let consoles = (asked.serial.clone(), asked.debugcon.clone());
+    let (offered, offer) = watch::channel(false);
     let make = move |shape: &vmferry_protocol::message::VmShape| {
+        offered.send_replace(true);
         let config = here(config_of(shape)?, consoles.clone());
         vmferry_machine::create(&config, sink(to.clone()), Role::Heir).map_err(|e| chain(&e))
     };
     let options = DestinationOptions::new(token);
     let handle = destination::start(listener, Arc::new(make), journal, options);
+    if let Some(seconds) = asked.come_within_s {
+        let limit = Duration::from_secs(seconds);
+        tokio::spawn(give_up_after(limit, offer, handle.operator()));
+    }
     Ok((handle, address))
+}
+
+/// Cancels a reception that nobody has come to. The connection of one who has is watched by the
+/// protocol.
+async fn give_up_after(
+    limit: Duration,
+    mut offer: watch::Receiver<bool>,
+    operator: destination::Operator,
+) {
+    // It also ends where the reception does.
+    let offered = offer.wait_for(|offered| *offered);
+    if tokio::time::timeout(limit, offered).await.is_err() {
+        tracing::info!("nobody has come: the reception is given up");
+        operator.cancel();
+    }
 }
 
 /// The machine's configuration with this host's consoles.

@@ -31,6 +31,35 @@ pub(crate) fn fences(records: &[Record]) -> Result<Vec<(MigrationId, JobRecord)>
     Ok(open_fences(records))
 }
 
+/// Where the guest of a VM's directory may run, as its journal says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// Here, as far as the journal knows: it was never given away, or it has come.
+    Here,
+    /// At the destination of this migration, which has confirmed.
+    Left(MigrationId),
+    /// Here or at the other host of this migration: an operator has to find out.
+    Undecided(MigrationId),
+    /// It was to come by this migration, and did not.
+    NeverCame(MigrationId),
+}
+
+/// Reads the records of a VM's directory whose process is gone. A directory that was made for a
+/// guest to come, and in which nothing was noted, reads as [`Whereabouts::Here`]: that is for
+/// whoever made it to know.
+#[must_use]
+pub fn whereabouts(records: &[Record]) -> Whereabouts {
+    let step = |record: &Record| match *record {
+        Record::Owner(_) => Some(Whereabouts::Here),
+        Record::Released(m) => Some(Whereabouts::Left(m)),
+        Record::Relinquished(m) | Record::Prepared(m) => Some(Whereabouts::Undecided(m)),
+        Record::Discarded(m) => Some(Whereabouts::NeverCame(m)),
+        Record::Handed(..) | Record::Settled(..) | Record::Completed(..) => None,
+    };
+    let last = records.iter().rev().find_map(step);
+    last.unwrap_or(Whereabouts::Here)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +87,24 @@ mod tests {
         assert!(fences(&gone).unwrap_err().contains("handed over"));
         let coming = [handed(), Record::Prepared(M)];
         assert!(fences(&coming).unwrap_err().contains("was about to come"));
+    }
+
+    #[test]
+    fn the_last_step_says_where_the_guest_may_run() {
+        const N: MigrationId = MigrationId([2; 16]);
+        let came = [handed(), Record::Prepared(M), Record::Owner(M)];
+        let mut records = Vec::new();
+        let mut after = |record: Record| {
+            records.push(record);
+            whereabouts(&records)
+        };
+        assert_eq!(after(came[0]), Whereabouts::Here);
+        assert_eq!(after(came[1]), Whereabouts::Undecided(M));
+        assert_eq!(after(came[2]), Whereabouts::Here);
+        assert_eq!(after(Record::Relinquished(N)), Whereabouts::Undecided(N));
+        assert_eq!(after(Record::Released(N)), Whereabouts::Left(N));
+        let not = [Record::Prepared(M), Record::Discarded(M)];
+        assert_eq!(whereabouts(&not), Whereabouts::NeverCame(M));
     }
 
     #[test]

@@ -14,7 +14,8 @@ use crate::vm::Vm;
 
 /// Name of the control socket in the VM's directory.
 pub const SOCKET: &str = "control.sock";
-const JOURNAL: &str = "journal";
+/// Name of the journal's directory in it.
+pub const JOURNAL: &str = "journal";
 /// What is printed on standard output when the control socket can be connected to.
 const READY: &str = "ready";
 /// Events that a slow subscriber may be behind.
@@ -93,7 +94,7 @@ async fn serve(options: &RunOptions) -> Result<(), RunError> {
     tokio::spawn(server::serve(listener, asked, events.clone()));
     let alone = options.until_stdin_ends.then(stdin_ends);
     println!("{READY}");
-    let vm = Vm::new(journal, events).run(requests);
+    let vm = Vm::new(options.dir.clone(), journal, events).run(requests);
     if let Some(alone) = alone {
         tokio::select! {
             () = vm => {}

@@ -3,20 +3,26 @@
 //! One machine at most, and one migration at a time. A request that does not fit gets an answer
 //! that says why, and changes nothing.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use vmferry_engine::destination::{self, Arrived, DestinationEnd};
 use vmferry_engine::source::{self, SourceEnd};
-use vmferry_journal::Journal;
+use vmferry_journal::{Journal, JournalError};
 use vmferry_machine::{Beat, Machine, MachineConfig, MachineEvent, MachineState, Recorder, Role};
 use vmferry_protocol::errors::chain;
+use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::ownership::{Record, open_fences};
 use vmferry_protocol::source::Outcome;
 use vmferry_protocol::storage::{JobEnd, JobRecord, Settlement};
 use vmferry_transports::{Bandwidth, Connector};
 
-use crate::api::{Answer, Event, Migrated, Request, Status, WorkloadCommand};
+use crate::api::{
+    Answer, Event, Inspection, Migrated, MigrationStatus, ProgressLine, Request, Status,
+    WorkloadCommand,
+};
+use crate::ends;
 use crate::events::{Happened, Happenings, Verdict, sink};
 use crate::migrate;
 use crate::past;
@@ -26,12 +32,21 @@ use crate::server::Asked;
 /// A migration under way.
 enum Job {
     None,
-    Leaving(source::Canceller, Arc<dyn Connector>),
-    Arriving(destination::Operator),
+    Leaving(Leaving),
+    Arriving(destination::Operator, Option<String>),
+}
+
+/// The machine leaves.
+struct Leaving {
+    id: String,
+    canceller: source::Canceller,
+    connector: Arc<dyn Connector>,
+    progress: watch::Receiver<Option<ProgressLine>>,
 }
 
 /// The VM.
 pub(crate) struct Vm {
+    dir: PathBuf,
     journal: Arc<dyn Journal>,
     events: broadcast::Sender<Event>,
     happenings: Happenings,
@@ -54,9 +69,15 @@ const SETTLING_RISKS: &str = "this lifts the fences around writes that the forme
     or that the storage has ended its sessions; then ask again with nobody_else_writes: true";
 
 impl Vm {
-    pub(crate) fn new(journal: Arc<dyn Journal>, events: broadcast::Sender<Event>) -> Self {
+    /// `dir` is the VM's directory.
+    pub(crate) fn new(
+        dir: PathBuf,
+        journal: Arc<dyn Journal>,
+        events: broadcast::Sender<Event>,
+    ) -> Self {
         let (happenings, happened) = mpsc::unbounded_channel();
         Self {
+            dir,
             journal,
             events,
             happenings,
@@ -102,7 +123,7 @@ impl Vm {
                 }
                 let (journal, to) = (self.journal.clone(), self.happenings.clone());
                 let (handle, address) = migrate::receive(&options, journal, to).await?;
-                self.job = Job::Arriving(handle.operator());
+                self.job = Job::Arriving(handle.operator(), options.migration);
                 self.resumed_ns = None;
                 let to = self.happenings.clone();
                 actix::spawn(migrate::watch_destination(handle, to));
@@ -110,28 +131,35 @@ impl Vm {
             }
             Request::Migrate(options) => {
                 self.must_be_free()?;
-                let (machine, journal) = (self.the_machine()?, self.journal.clone());
+                let machine = self.the_machine()?;
+                let journal = Arc::new(Lasting(self.journal.clone()));
                 let (handle, id, connector) = migrate::leave(machine, journal, &options).await?;
-                self.job = Job::Leaving(handle.canceller(), connector);
-                let (events, to) = (self.events.clone(), self.happenings.clone());
-                actix::spawn(migrate::watch_source(handle, events, to));
+                let (last, progress) = watch::channel(None);
                 let migration_id = id.to_string();
+                self.job = Job::Leaving(Leaving {
+                    id: migration_id.clone(),
+                    canceller: handle.canceller(),
+                    connector,
+                    progress,
+                });
+                let (events, to) = (self.events.clone(), self.happenings.clone());
+                actix::spawn(migrate::watch_source(handle, last, events, to));
                 Ok(Answer::Migrating { migration_id })
             }
             Request::Cancel => match &self.job {
                 Job::None => Err("there is no migration to cancel".to_owned()),
-                Job::Leaving(job, _) => {
-                    job.cancel();
+                Job::Leaving(job) => {
+                    job.canceller.cancel();
                     Ok(Answer::Done)
                 }
-                Job::Arriving(job) => {
+                Job::Arriving(job, _) => {
                     job.cancel();
                     Ok(Answer::Done)
                 }
             },
             Request::Limit { link_mbit } => match &self.job {
-                Job::Leaving(_, connector) => {
-                    connector.set_limit(Bandwidth::from_mbit(link_mbit));
+                Job::Leaving(job) => {
+                    job.connector.set_limit(Bandwidth::from_mbit(link_mbit));
                     Ok(Answer::Done)
                 }
                 _ => Err("there is no migration from here that could be limited".to_owned()),
@@ -149,6 +177,7 @@ impl Vm {
                 let beats = self.beats(Recorder::disk_beats, since_ns);
                 Ok(Answer::Heartbeats(beats))
             }
+            Request::Inspect => self.inspect().await,
             Request::Status => Ok(Answer::Status(Box::new(self.status()))),
             // Answered by the server itself, and by `run`.
             Request::Subscribe | Request::Shutdown => Ok(Answer::Done),
@@ -186,7 +215,7 @@ impl Vm {
 
     /// An operator vouches for writes of a former owner.
     async fn settle_storage(&self) -> Reply {
-        if let Job::Arriving(operator) = &self.job {
+        if let Job::Arriving(operator, _) = &self.job {
             let writes = operator.settle_storage().await?;
             return Ok(Answer::Settled { writes });
         }
@@ -263,15 +292,22 @@ impl Vm {
                 failure,
                 io,
                 peak_extra_rss_bytes,
+                timeline,
             }) => {
-                self.job = Job::None;
-                self.tell(Event::Received {
+                let migration_id = match std::mem::replace(&mut self.job, Job::None) {
+                    Job::Arriving(_, id) => id,
+                    _ => None,
+                };
+                let end = Event::Received {
                     completed: failure.is_none(),
                     reason: failure,
                     io,
                     peak_extra_rss_bytes,
                     resumed_ns: self.resumed_ns,
-                });
+                    migration_id: migration_id.clone(),
+                    timeline,
+                };
+                self.ended(migration_id, end).await;
             }
         }
     }
@@ -284,11 +320,61 @@ impl Vm {
             // Unmapping gigabytes takes its time.
             let _ = tokio::task::spawn_blocking(move || drop(machine)).await;
         }
-        self.tell(Event::Migrated(Box::new(Migrated {
+        let id = end.report.migration_id.clone();
+        let end = Event::Migrated(Box::new(Migrated {
             report: end.report,
             start_ns: end.start_ns,
             pause_ns: end.pause_ns,
-        })));
+        }));
+        self.ended(Some(id), end).await;
+    }
+
+    /// A migration has ended: that is on disk before it is told.
+    async fn ended(&self, id: Option<String>, end: Event) {
+        if let Some(id) = id {
+            let (dir, copy) = (self.dir.clone(), end.clone());
+            let written = tokio::task::spawn_blocking(move || ends::write(&dir, &id, &copy));
+            if let Ok(Err(error)) = written.await {
+                tracing::error!(%error, "the end of the migration could not be written down");
+            }
+        }
+        self.tell(end);
+    }
+
+    async fn inspect(&self) -> Reply {
+        let machine = self.the_machine()?;
+        let inspect = move || -> Result<Inspection, String> {
+            let mut populated_bytes = 0;
+            machine
+                .ram()
+                .populated(|range| populated_bytes += range.bytes())
+                .map_err(|e| chain(&e))?;
+            Ok(Inspection {
+                cpu_features: machine.cpu_features(),
+                populated_bytes,
+                disks_stay: machine.disks().may_move().err(),
+            })
+        };
+        let inspected = tokio::task::spawn_blocking(inspect)
+            .await
+            .map_err(|e| format!("looking at the machine failed: {e}"))??;
+        Ok(Answer::Inspected(Box::new(inspected)))
+    }
+
+    fn migration(&self) -> Option<MigrationStatus> {
+        match &self.job {
+            Job::None => None,
+            Job::Leaving(job) => Some(MigrationStatus {
+                id: Some(job.id.clone()),
+                leaving: true,
+                progress: job.progress.borrow().clone(),
+            }),
+            Job::Arriving(_, id) => Some(MigrationStatus {
+                id: id.clone(),
+                leaving: false,
+                progress: None,
+            }),
+        }
     }
 
     fn machine_says(&mut self, event: MachineEvent) {
@@ -340,6 +426,7 @@ impl Vm {
                 .map(|m| m.config().kind.name().to_owned()),
             detail,
             migrating: !matches!(self.job, Job::None),
+            migration: self.migration(),
             fds: process::open_fds(),
             threads: process::threads(),
             rss_bytes: process::rss_bytes(),
@@ -350,6 +437,24 @@ impl Vm {
         if let Some(machine) = self.machine.take() {
             let _ = tokio::task::spawn_blocking(move || machine.stop()).await;
         }
+    }
+}
+
+/// The journal of a machine that leaves: that it has left stays written there. Whoever finds the
+/// directory must never take it for the guest's.
+struct Lasting(Arc<dyn Journal>);
+
+impl Journal for Lasting {
+    fn append(&self, records: &[Record]) -> Result<(), JournalError> {
+        self.0.append(records)
+    }
+
+    fn records(&self) -> Result<Vec<Record>, JournalError> {
+        self.0.records()
+    }
+
+    fn forget(&self, _: MigrationId) -> Result<(), JournalError> {
+        Ok(())
     }
 }
 

@@ -22,6 +22,7 @@ use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::message::VmShape;
 use vmferry_protocol::policy::Limits;
 use vmferry_protocol::source::Outcome;
+use vmferry_protocol::trace::TraceParent;
 use vmferry_tracker::auto::{self, MachineSort};
 use vmferry_transports::keys::Authority;
 use vmferry_transports::{
@@ -257,6 +258,8 @@ pub struct Plan {
     pub wrap: Wrap,
     /// The disk of a machine that has one.
     pub disk: Option<MemoryDisk>,
+    /// The span that the source tells the destination of.
+    pub trace: Option<fn(MigrationId) -> TraceParent>,
 }
 
 fn opener(disk: Option<MemoryDisk>) -> OpenDisk {
@@ -287,6 +290,7 @@ impl Default for Plan {
             ],
             wrap: Arc::new(|machine| machine),
             disk: None,
+            trace: None,
         }
     }
 }
@@ -418,6 +422,7 @@ pub async fn try_begin(
         },
         silence: plan.silence,
         reconnect_for: plan.reconnect_for,
+        trace: plan.trace.map(|trace| trace(migration)),
         ..SourceOptions::new(migration, token, tracker)
     };
     let faulty = FaultyConnector::over(connector.clone(), plan.script.clone());

@@ -178,6 +178,7 @@ impl<'a> World<'a> {
             pause_deadline: s.pause_deadline,
             reconnect_for: s.reconnect_for,
             software: "simulated source".to_owned(),
+            trace: None,
         };
         let destination = DestinationConfig {
             token: TOKEN,

@@ -29,6 +29,7 @@ use crate::apply::RamWriter;
 use crate::clock::Clock;
 use crate::meter::Meter;
 use crate::pages::Admission;
+use crate::report::timeline;
 
 /// The RAM that the meter leaves out, once there is one.
 type MeteredRam = Arc<Mutex<Weak<GuestRam>>>;
@@ -223,6 +224,7 @@ impl Arrival {
                     failure,
                     io,
                     peak_extra_rss_bytes: this.meter.peak(),
+                    timeline: Box::new(timeline::destination(&this.core, io, &this.clock)),
                 });
                 ctx.stop();
             },
@@ -394,7 +396,7 @@ impl Handler<SettleByOperator> for Arrival {
     type Result = Result<u64, String>;
 
     fn handle(&mut self, _: SettleByOperator, ctx: &mut Context<Self>) -> Self::Result {
-        let settled = self.core.settled_by_operator();
+        let settled = self.core.settled_by_operator(self.clock.now());
         self.drive(ctx);
         settled.map_err(str::to_owned)
     }

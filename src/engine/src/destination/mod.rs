@@ -16,6 +16,7 @@ use vmferry_protocol::ids::Token;
 use vmferry_protocol::message::VmShape;
 use vmferry_transports::Listener;
 
+use crate::report::DestinationTimeline;
 use actor::{Arrival, Cancel, SettleByOperator};
 
 /// How a machine is to be received.
@@ -63,6 +64,8 @@ pub struct DestinationEnd {
     pub io: Option<DiskStats>,
     /// Most memory used beyond the guest's RAM, in bytes.
     pub peak_extra_rss_bytes: u64,
+    /// When things happened.
+    pub timeline: Box<DestinationTimeline>,
 }
 
 /// A reception under way.

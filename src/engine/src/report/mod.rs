@@ -5,6 +5,7 @@
 
 pub mod guest;
 mod text;
+pub mod timeline;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use vmferry_tracker::auto::{Choice, Cost, Measured};
 
 pub use guest::{GuestReport, Moments};
 pub use text::render;
+pub use timeline::{DestinationTimeline, SourceTimeline};
 
 /// How a migration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +80,9 @@ impl BlackoutBreakdown {
 pub struct PassReport {
     /// From 1; the last is the one in the blackout.
     pub pass: u32,
+    /// When it began, in milliseconds since the migration did.
+    #[serde(default)]
+    pub began_ms: f64,
     /// From the harvest until the destination had everything, in milliseconds.
     pub duration_ms: f64,
     /// Pages that may have changed.
@@ -264,6 +269,12 @@ pub struct MigrationReport {
     pub blackout_predicted_ms: Option<f64>,
     /// The passes, in order.
     pub passes: Vec<PassReport>,
+    /// The pass in which it was given up, as far as it came.
+    #[serde(default)]
+    pub pass_cut: Option<PassReport>,
+    /// When things happened.
+    #[serde(default)]
+    pub timeline: SourceTimeline,
     /// Bytes of guest memory that the destination was told about.
     pub bytes_memory: u64,
     /// Bytes on the page streams, before TLS.

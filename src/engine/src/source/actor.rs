@@ -142,6 +142,7 @@ impl Migration {
             can_throttle: tracker.can_throttle(),
             reconnect_for: options.reconnect_for,
             software: SOFTWARE.to_owned(),
+            trace: options.trace,
         };
         Ok(Self {
             core: Source::new(config, clock.now()),
@@ -341,7 +342,7 @@ impl Migration {
             &outcome,
             self.core.stats(),
             (self.tracker.costs(), &self.compression.tally()),
-            self.clock.now(),
+            &self.clock,
         );
         let pause = self.core.stats().timeline.pause;
         let pause_ns = (!pause.is_zero()).then(|| self.clock.at_ns(pause));

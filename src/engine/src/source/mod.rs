@@ -20,6 +20,7 @@ use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::message::{RunState, VmShape};
 use vmferry_protocol::policy::Limits;
 use vmferry_protocol::source::{Outcome, Progress, SourceEvent};
+use vmferry_protocol::trace::TraceParent;
 use vmferry_protocol::{PageRange, RamLayout};
 use vmferry_tracker::{GroupSize, NotificationCosts, TrackerKind};
 use vmferry_transports::{Connector, MAX_STREAMS};
@@ -59,6 +60,8 @@ pub struct SourceOptions {
     pub silence: Duration,
     /// How long to try to reach the destination again once the right to run was given up.
     pub reconnect_for: Duration,
+    /// The migration's span, for the destination, where somebody traces it.
+    pub trace: Option<TraceParent>,
 }
 
 /// Default of [`SourceOptions::window_bytes`]: 16 MiB, what 10 Gbit/s carry in 13 ms.
@@ -90,6 +93,7 @@ impl SourceOptions {
             window_bytes: WINDOW_BYTES,
             silence: SILENCE,
             reconnect_for: RECONNECT_FOR,
+            trace: None,
         }
     }
 }

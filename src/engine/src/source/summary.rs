@@ -5,17 +5,17 @@ use std::time::Duration;
 use vmferry_codecs::CodecId;
 use vmferry_machine::{HeldIo, Machine};
 use vmferry_protocol::PAGE_SIZE;
-use vmferry_protocol::ids::Time;
 use vmferry_protocol::message::AbortCode;
 use vmferry_protocol::policy::Weighed;
 use vmferry_protocol::source::{Outcome, PassStats, SourceStats};
 use vmferry_tracker::NotificationCosts;
 
 use super::SourceOptions;
+use crate::clock::Clock;
 use crate::compression::tally::{Tally, Used};
 use crate::report::{
     BlackoutBreakdown, CodecReport, DecisionReport, GuestReport, IoReport, MigrationReport,
-    NotificationReport, PassReport, ReportOutcome,
+    NotificationReport, PassReport, ReportOutcome, timeline,
 };
 
 fn ms(d: Duration) -> f64 {
@@ -36,6 +36,7 @@ fn pass(p: &PassStats, tally: &Tally) -> PassReport {
     let codecs = tally.codecs(p.pass);
     PassReport {
         pass: p.pass,
+        began_ms: ms(p.began),
         duration_ms: ms(p.duration),
         pages_considered: p.pages_considered,
         pages_sent: p.pages_data,
@@ -53,6 +54,17 @@ fn pass(p: &PassStats, tally: &Tally) -> PassReport {
         bytes_wire: p.bytes_wire,
         r#final: p.paused,
     }
+}
+
+/// The pass under way when it was given up.
+fn cut(stats: &SourceStats, tally: &Tally) -> Option<PassReport> {
+    let (current, gave_up) = (&stats.current, stats.timeline.gave_up);
+    let was_cut = current.pass > 0 && !gave_up.is_zero();
+    was_cut.then(|| PassReport {
+        duration_ms: ms(gave_up.saturating_sub(current.began)),
+        r#final: !stats.timeline.pause.is_zero(),
+        ..pass(current, tally)
+    })
 }
 
 fn decision((pass, weighed): &(u32, Weighed)) -> DecisionReport {
@@ -126,7 +138,7 @@ pub(super) fn summarise(
     outcome: &Outcome,
     stats: &SourceStats,
     (costs, tally): (NotificationCosts, &Tally),
-    now: Time,
+    clock: &Clock,
 ) -> MigrationReport {
     let (outcome, reason) = match outcome {
         Outcome::Completed => (ReportOutcome::Completed, None),
@@ -156,12 +168,14 @@ pub(super) fn summarise(
         codec: options.codec.to_string(),
         vcpus: machine.config().vcpus,
         ram_bytes: machine.ram().bytes(),
-        total_ms: ms(now.saturating_sub(stats.timeline.start)),
+        total_ms: ms(clock.now().saturating_sub(stats.timeline.start)),
         blackout_ms: parts.as_ref().map(BlackoutBreakdown::total),
         blackout_breakdown_ms: parts,
         blackout_guest_ms: None,
         blackout_predicted_ms: stats.predicted_blackout.map(ms),
         passes: stats.passes.iter().map(|p| pass(p, tally)).collect(),
+        pass_cut: cut(stats, tally),
+        timeline: timeline::source(&stats.timeline, options.trace, clock.began_unix_us()),
         bytes_memory: (stats.pages_data + stats.pages_zero) * PAGE_SIZE,
         bytes_wire: stats.bytes_wire,
         bytes_by_codec: stats.bytes_by_codec.iter().map(named).collect(),

@@ -48,6 +48,12 @@ const PAUSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// wait for something other than the guest when it was called.
 const CALL_AGAIN: Duration = Duration::from_millis(20);
 
+/// See [`crate::host_cpu_features`].
+pub(crate) fn host_cpu_features() -> Result<Vec<String>, MachineError> {
+    let kvm = kvm_ioctls::Kvm::new().map_err(error::no_kvm)?;
+    Ok(features::present(&cpuid::of_host(&kvm)?))
+}
+
 /// What the machine and its threads share.
 struct Shared {
     /// Declared before the VM and RAM, which it needs.

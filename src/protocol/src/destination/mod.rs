@@ -10,16 +10,19 @@
 //! only the source's word or the end of its process frees the machine.
 
 mod storage;
+mod timeline;
 mod types;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+pub use timeline::Timeline;
 pub use types::{DestinationConfig, DestinationEvent, DestinationOutcome, DestinationOutput};
 
 use crate::ids::{ChunkId, MigrationId, Time, Token};
 use crate::message::{AbortCode, Hello, Message, Prepared, Resumed, RunState};
 use crate::ownership::{Persist, Record, Stored};
+use crate::trace::TraceParent;
 use crate::version::{Speaks, negotiate};
 use crate::wire::digest;
 use storage::{Adopted, micros};
@@ -69,6 +72,7 @@ pub struct Destination {
     prepared: Prepared,
     resumed: Resumed,
     adopted: Adopted,
+    timeline: Timeline,
 }
 
 const PERSIST_AGAIN: Duration = Duration::from_secs(1);
@@ -95,6 +99,7 @@ impl Destination {
             prepared: Prepared::default(),
             resumed: Resumed::default(),
             adopted: Adopted::default(),
+            timeline: Timeline::default(),
         }
     }
 
@@ -148,10 +153,14 @@ impl Destination {
             (DestinationEvent::Connected, _) => {
                 self.connected = true;
                 self.joined = false;
+                if self.state == State::AwaitHello {
+                    self.timeline.connected = now;
+                }
                 self.last_heard = now;
             }
             (DestinationEvent::ConnectionLost { detail }, _) => self.connection_lost(detail),
             (DestinationEvent::MachineReady, State::Preparing) => {
+                self.timeline.machine_made = now;
                 self.state = State::Receiving;
                 self.send(Message::Accept);
             }
@@ -159,9 +168,12 @@ impl Destination {
                 self.fail(AbortCode::Refused, detail);
             }
             (DestinationEvent::ChunksApplied(chunks), State::Receiving) => {
+                if self.applied == 0 {
+                    self.timeline.first_page = now;
+                }
                 self.applied += chunks.len() as u64;
                 self.acks.extend(chunks);
-                self.restore_if_complete();
+                self.restore_if_complete(now);
             }
             (
                 DestinationEvent::ChunksApplied(_),
@@ -171,6 +183,8 @@ impl Destination {
                 self.fail(AbortCode::Protocol, detail.to_owned());
             }
             (DestinationEvent::StateRestored { took, jobs }, State::Restoring) => {
+                self.timeline.restored = now;
+                self.timeline.took_over(&jobs);
                 self.prepared.restore_us = micros(took);
                 self.adopted = Adopted::new(jobs);
                 self.state = State::WritingPrepared;
@@ -178,12 +192,13 @@ impl Destination {
                     self.persist_prepared(migration);
                 }
             }
-            (DestinationEvent::JobsCompleted(keys), _) => self.jobs_completed(&keys),
+            (DestinationEvent::JobsCompleted(keys), _) => self.jobs_completed(now, &keys),
             (DestinationEvent::Persisted { stored, took }, _) => {
-                self.persisted(&stored, took);
+                self.persisted(now, &stored, took);
             }
             (DestinationEvent::PersistFailed { detail }, _) => self.persist_failed(detail),
             (DestinationEvent::Resumed { took }, State::Resuming) => {
+                self.timeline.resumed = now;
                 self.resumed.resume_us = micros(took);
                 self.linger(now);
                 self.outputs.push_back(DestinationOutput::Arrived);
@@ -209,6 +224,7 @@ impl Destination {
             (Message::Pong { .. } | Message::PassBegin { .. }, _) => {}
             (Message::Hello(hello), State::AwaitHello) => self.hello(hello),
             (Message::Offer(shape), State::AwaitOffer) => {
+                self.timeline.offered = now;
                 self.run_state = shape.run_state;
                 self.state = State::Preparing;
                 self.outputs
@@ -217,7 +233,7 @@ impl Destination {
             (Message::State { blob, digest: d }, State::Receiving) if self.blob.is_none() => {
                 if digest(&blob) == d {
                     self.blob = Some(blob);
-                    self.restore_if_complete();
+                    self.restore_if_complete(now);
                 } else {
                     let detail = "the state was damaged on the way".to_owned();
                     self.fail(AbortCode::Protocol, detail);
@@ -225,7 +241,7 @@ impl Destination {
             }
             (Message::AllSent { chunks }, State::Receiving) if self.expected.is_none() => {
                 self.expected = Some(chunks);
-                self.restore_if_complete();
+                self.restore_if_complete(now);
             }
             (Message::Commit, State::Prepared) => {
                 self.state = State::TakingOver;
@@ -237,7 +253,7 @@ impl Destination {
             (
                 Message::Settled { settlements },
                 State::Prepared | State::TakingOver | State::Resuming | State::Owner { .. },
-            ) => self.told_settled(settlements),
+            ) => self.told_settled(now, settlements),
             (Message::Bye, State::Owner { .. }) => self.source_said_bye(),
             (
                 Message::Abort {
@@ -247,6 +263,7 @@ impl Destination {
                 },
                 _,
             ) => {
+                self.timeline.cancelled |= code == AbortCode::Cancelled;
                 let detail = format!("the source gave up ({code:?}, {phase}): {detail}");
                 self.source_gave_up(detail);
             }
@@ -255,6 +272,18 @@ impl Destination {
                 self.fail(AbortCode::Protocol, detail);
             }
         }
+    }
+
+    /// When things happened.
+    #[must_use]
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
+    /// What it spent while the guest was paused.
+    #[must_use]
+    pub fn spent(&self) -> (Prepared, Resumed) {
+        (self.prepared, self.resumed)
     }
 
     /// Whether the guest may run here.
@@ -283,6 +312,8 @@ impl Destination {
         }
         self.joined = true;
         self.migration = Some(hello.migration);
+        self.timeline.migration = self.migration;
+        self.timeline.trace = hello.trace.filter(TraceParent::is_valid);
         self.state = State::AwaitOffer;
         self.outputs.push_back(DestinationOutput::Admit {
             migration: hello.migration,
@@ -311,7 +342,7 @@ impl Destination {
         self.outputs.push_back(DestinationOutput::AwaitReconnect);
     }
 
-    fn restore_if_complete(&mut self) {
+    fn restore_if_complete(&mut self, now: Time) {
         let (Some(expected), true) = (self.expected, self.blob.is_some()) else {
             return;
         };
@@ -325,6 +356,7 @@ impl Destination {
         if self.applied == expected
             && let Some(blob) = self.blob.take()
         {
+            self.timeline.all_pages = now;
             self.state = State::Restoring;
             self.outputs
                 .push_back(DestinationOutput::RestoreState { blob });
@@ -338,9 +370,10 @@ impl Destination {
         }
     }
 
-    fn persisted(&mut self, stored: &Stored, took: Duration) {
+    fn persisted(&mut self, now: Time, stored: &Stored, took: Duration) {
         match (stored.record(), &self.state) {
             (Some(Record::Prepared(_)), State::WritingPrepared) => {
+                self.timeline.prepared = now;
                 self.prepared.flush_us = micros(took);
                 self.state = State::Prepared;
                 let prepared = self.prepared;
@@ -355,6 +388,7 @@ impl Destination {
                 }
             }
             (Some(Record::Owner(_)), State::TakingOver) => {
+                self.timeline.owner = now;
                 self.resumed.flush_us = micros(took);
                 self.state = State::Resuming;
                 let run = self.run_state == RunState::Running;
@@ -409,7 +443,10 @@ impl Destination {
 
     fn cancel(&mut self) {
         match self.state {
-            State::AwaitHello => self.discard("cancelled".to_owned()),
+            State::AwaitHello => {
+                self.timeline.cancelled = true;
+                self.discard("cancelled".to_owned());
+            }
             // The source decides: it alone knows whether it may still go back.
             _ if self.connected => self.send(Message::CancelRequest),
             _ => {}

@@ -20,6 +20,8 @@ pub(super) struct Adopted {
     pub(super) jobs: Vec<JobRecord>,
     /// Jobs of whose end the guest has yet to be told.
     open: BTreeSet<JobKey>,
+    /// Unsettled jobs.
+    fences: BTreeSet<JobKey>,
     /// What is to be put on disk next, and what is being put there.
     unwritten: Vec<Record>,
     writing: Vec<Record>,
@@ -29,6 +31,11 @@ impl Adopted {
     pub(super) fn new(jobs: Vec<JobRecord>) -> Self {
         Self {
             open: jobs.iter().map(|j| j.key).collect(),
+            fences: jobs
+                .iter()
+                .filter(|j| j.fate == Fate::Unsettled)
+                .map(|j| j.key)
+                .collect(),
             jobs,
             ..Self::default()
         }
@@ -57,12 +64,18 @@ impl Destination {
 
     /// Unsettled jobs of the source are settled. Fences are lifted at once; that it is on disk is
     /// confirmed later, so no flush comes into the blackout.
-    pub(super) fn told_settled(&mut self, settlements: Vec<Settlement>) {
+    pub(super) fn told_settled(&mut self, now: Time, settlements: Vec<Settlement>) {
         let Some(migration) = self.migration else {
             return;
         };
         let records = settlements.iter().map(|s| Record::Settled(migration, *s));
         self.adopted.unwritten.extend(records);
+        for settlement in &settlements {
+            let last = self.adopted.fences.remove(&settlement.key);
+            if last && self.adopted.fences.is_empty() {
+                self.timeline.fences_lifted = now;
+            }
+        }
         self.outputs
             .push_back(DestinationOutput::Settle(settlements));
         self.write_next();
@@ -74,7 +87,7 @@ impl Destination {
     /// # Errors
     /// In words, where that is nobody's to say: the source is there and will tell, or the guest is
     /// not this host's.
-    pub fn settled_by_operator(&mut self) -> Result<u64, &'static str> {
+    pub fn settled_by_operator(&mut self, now: Time) -> Result<u64, &'static str> {
         if !matches!(self.state, State::Owner { .. }) {
             return Err("the guest is not this host's yet, or not any more");
         }
@@ -95,12 +108,12 @@ impl Destination {
         });
         let settled: Vec<Settlement> = settled.collect();
         let count = settled.len() as u64;
-        self.told_settled(settled);
+        self.told_settled(now, settled);
         Ok(count)
     }
 
     /// The guest has been told how these jobs ended.
-    pub(super) fn jobs_completed(&mut self, keys: &[JobKey]) {
+    pub(super) fn jobs_completed(&mut self, now: Time, keys: &[JobKey]) {
         let Some(migration) = self.migration else {
             return;
         };
@@ -108,6 +121,9 @@ impl Destination {
             if self.adopted.open.remove(key) {
                 let record = Record::Completed(migration, *key);
                 self.adopted.unwritten.push(record);
+                if self.adopted.open.is_empty() {
+                    self.timeline.jobs_ended = now;
+                }
             }
         }
         self.write_next();

@@ -248,7 +248,10 @@ impl Source {
                 let offer = Box::new(self.config.shape.clone());
                 self.send(Message::Offer(offer));
             }
-            (Message::Accept, State::Offering) => self.harvest(now),
+            (Message::Accept, State::Offering) => {
+                self.stats.timeline.accepted = now;
+                self.harvest(now);
+            }
             (Message::Ack { chunks }, _) => self.acknowledged(now, &chunks),
             (Message::Prepared(p), State::FinalSending) => self.prepared(now, p),
             (Message::Resumed(r), State::Handover { .. }) => self.resumed_there(now, r),
@@ -386,6 +389,7 @@ impl Source {
             migration: self.config.migration,
             token: self.config.token,
             streams: self.config.streams,
+            trace: self.config.trace,
         };
         self.send(Message::Hello(hello));
         self.ping(now);
@@ -428,7 +432,7 @@ impl Source {
     }
 
     /// Gives up, if that is still allowed: the guest goes on here.
-    fn fail(&mut self, _now: Time, code: AbortCode, detail: String) {
+    fn fail(&mut self, now: Time, code: AbortCode, detail: String) {
         match &mut self.state {
             State::Finished
             | State::Resuming(_)
@@ -443,6 +447,7 @@ impl Source {
             }
             _ => {}
         }
+        self.stats.timeline.gave_up = now;
         let phase = format!("{:?}", self.phase());
         self.send(Message::Abort {
             code,

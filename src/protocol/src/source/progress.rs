@@ -89,6 +89,8 @@ pub struct Timeline {
     pub start: Time,
     /// First connection.
     pub connected: Time,
+    /// The destination has made the machine.
+    pub accepted: Time,
     /// Pause asked for.
     pub pause: Time,
     /// vCPUs stand still.
@@ -107,6 +109,8 @@ pub struct Timeline {
     pub resumed: Time,
     /// All unsettled storage jobs are settled there.
     pub settled: Time,
+    /// It was given up: the guest goes on here.
+    pub gave_up: Time,
 }
 
 /// Everything the source counts.

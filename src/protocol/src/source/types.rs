@@ -9,6 +9,7 @@ use crate::pages::PageSet;
 use crate::pending::Chunk;
 use crate::policy::Limits;
 use crate::storage::{JobRecord, Settlement};
+use crate::trace::TraceParent;
 
 /// What a source must know before it begins.
 #[derive(Clone, Debug)]
@@ -37,6 +38,8 @@ pub struct SourceConfig {
     pub reconnect_for: Duration,
     /// Name and version of the software, for people.
     pub software: String,
+    /// The migration's span, for the destination.
+    pub trace: Option<TraceParent>,
 }
 
 /// What has happened.

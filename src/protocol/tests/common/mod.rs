@@ -38,6 +38,7 @@ pub fn hello(token: Token, speaks: Speaks) -> Message {
         migration: MIGRATION,
         token,
         streams: 2,
+        trace: None,
     })
 }
 
@@ -67,6 +68,7 @@ pub fn source() -> Source {
         pause_deadline: 5 * T,
         reconnect_for: 60 * T,
         software: "test".to_owned(),
+        trace: None,
     };
     Source::new(config, T)
 }

@@ -52,6 +52,8 @@ pub(super) async fn hop(
         tls: to.tls(),
         token: token.clone(),
         link_mbit: args.link_mbit,
+        migration: None,
+        come_within_s: None,
         serial: consoles.serial,
         debugcon: consoles.debugcon,
     });
@@ -59,6 +61,7 @@ pub(super) async fn hop(
         return Err(unexpected("to a request to receive"));
     };
     let migrate = Request::Migrate(MigrateOptions {
+        migration: None,
         transport: args.transport.name().to_owned(),
         to: address,
         server_name: to.name.clone(),
@@ -75,6 +78,7 @@ pub(super) async fn hop(
         min_passes: args.min_passes,
         link_mbit: args.link_mbit,
         max_blackout_ms: args.max_blackout.as_secs_f64() * 1e3,
+        traceparent: None,
     });
     if let Err(error) = from.call(migrate).await {
         let _ = to.call(Request::Cancel).await;

@@ -58,7 +58,7 @@ impl Host {
                 "it ended before it was ready (its own words are above)",
             )));
         }
-        let (mut client, events) = VmmClient::connect(&dir.join(SOCKET)).await?;
+        let (client, events) = VmmClient::connect(&dir.join(SOCKET)).await?;
         client.call(Request::Subscribe).await?;
         Ok(Self {
             name,

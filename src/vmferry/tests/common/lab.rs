@@ -63,7 +63,7 @@ impl Lab {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).await.unwrap();
         assert_eq!(line, "ready\n");
-        let (mut client, events) = VmmClient::connect(&dir.join(SOCKET)).await.unwrap();
+        let (client, events) = VmmClient::connect(&dir.join(SOCKET)).await.unwrap();
         client.call(Request::Subscribe).await.unwrap();
         Host {
             name: name.to_owned(),
@@ -291,10 +291,13 @@ impl Move {
                 tls: tls(&to.keys),
                 token: token.clone(),
                 link_mbit: 0,
+                migration: None,
+                come_within_s: None,
                 serial: Console::None,
                 debugcon: Console::None,
             },
             migrate: MigrateOptions {
+                migration: None,
                 transport: "quic".to_owned(),
                 to: any,
                 server_name: to.name.clone(),
@@ -311,6 +314,7 @@ impl Move {
                 min_passes: 1,
                 link_mbit: 0,
                 max_blackout_ms: 300.0,
+                traceparent: None,
             },
         }
     }

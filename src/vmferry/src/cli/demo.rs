@@ -1,46 +1,12 @@
-//! The command line: what there is to say, and how it is checked. Does nothing itself.
+//! The demo's part of the command line.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use vmferry_machine::DiskSource;
 
-/// Live migration of KVM virtual machines.
-#[derive(Debug, Parser)]
-#[command(name = "vmferry", version, about, max_term_width = 100)]
-pub(crate) struct Cli {
-    #[command(subcommand)]
-    pub(crate) command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Boot a guest, move it live to another VM process on this machine, prove that it lost nothing
-    Demo(Box<DemoArgs>),
-    /// Say what this host can do: KVM, huge pages, userfaultfd, and what vmferry would use
-    Doctor(DoctorArgs),
-    /// One VM process (internal: started by the host service and by the demo)
-    #[command(hide = true)]
-    Vmm(VmmArgs),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DoctorArgs {
-    /// Print JSON instead of text
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct VmmArgs {
-    /// The VM's own directory: control socket, journal
-    #[arg(long)]
-    pub(crate) dir: PathBuf,
-    /// Exit when the process that started this one has gone
-    #[arg(long)]
-    pub(crate) exit_with_parent: bool,
-}
+use super::parse::{codec, duration, group, size, throttle, tracker};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum MachineArg {
@@ -265,103 +231,11 @@ fn change(text: &str) -> Result<(u64, Duration), String> {
     Ok((mbit, duration(at)?))
 }
 
-fn codec(text: &str) -> Result<String, String> {
-    text.parse::<vmferry_codecs::CodecChoice>()
-        .map(|_| text.to_owned())
-        .map_err(|e| e.to_string())
-}
-
-fn tracker(text: &str) -> Result<String, String> {
-    if text == "auto" {
-        return Ok(text.to_owned());
-    }
-    text.parse::<vmferry_tracker::TrackerKind>()
-        .map(|_| text.to_owned())
-        .map_err(|e| e.to_string())
-}
-
-fn group(text: &str) -> Result<String, String> {
-    text.parse::<vmferry_tracker::GroupSize>()
-        .map(|_| text.to_owned())
-        .map_err(|e| e.to_string())
-}
-
-/// `on`: as much as it takes.
-const THROTTLE_ON: u8 = 100;
-
-fn throttle(text: &str) -> Result<u8, String> {
-    match text {
-        "off" => Ok(0),
-        "on" => Ok(THROTTLE_ON),
-        pct => pct
-            .trim_end_matches('%')
-            .parse()
-            .ok()
-            .filter(|pct| (1..=99).contains(pct))
-            .ok_or_else(|| "choose off, on, or 1 to 99 per cent".to_owned()),
-    }
-}
-
-/// `512M`, `4G`, `2048K`, or bytes.
-fn size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("'{text}' is not a size; write it as in 512M or 4G");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" | "KIB" => 10,
-        "M" | "MIB" => 20,
-        "G" | "GIB" => 30,
-        "T" | "TIB" => 40,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).ok_or_else(wrong)
-}
-
-/// `300ms`, `3s`, `2m`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("'{text}' is not a time; write it as in 300ms or 3s");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 = digits.parse().map_err(|_| wrong())?;
-    let seconds = match &text[digits.len()..] {
-        "us" => number / 1e6,
-        "ms" => number / 1e3,
-        "s" => number,
-        "m" | "min" => number * 60.0,
-        _ => return Err(wrong()),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_and_times_are_read_and_nonsense_is_refused() {
-        assert_eq!(size("1G"), Ok(1 << 30));
-        assert_eq!(size("512m"), Ok(512 << 20));
-        assert_eq!(size("4096"), Ok(4096));
-        assert!(size("12Q").is_err() && size("").is_err() && size("-1G").is_err());
-        assert!(size("99999999999T").is_err());
-        assert_eq!(duration("300ms"), Ok(Duration::from_millis(300)));
-        assert_eq!(duration("3s"), Ok(Duration::from_secs(3)));
-        assert!(duration("3").is_err() && duration("-1s").is_err() && duration("xs").is_err());
-    }
-
-    #[test]
-    fn throttling_is_off_on_or_capped() {
-        assert_eq!(throttle("off"), Ok(0));
-        assert_eq!(throttle("on"), Ok(THROTTLE_ON));
-        assert_eq!(throttle("40%"), Ok(40));
-        assert!(throttle("0").is_err() && throttle("100").is_err() && throttle("x").is_err());
-    }
+    use crate::cli::Cli;
+    use clap::Parser;
 
     #[test]
     fn shares_must_sum_to_a_hundred() {

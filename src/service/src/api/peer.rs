@@ -1,0 +1,64 @@
+//! What hosts ask of each other.
+
+use actix_web::{HttpRequest, HttpResponse, web};
+
+use super::body::{Body, expect_type, read};
+use super::host::{Host, ReceptionRef};
+use super::openapi::RawBytes;
+use super::problem::Refusal;
+use super::types::Sunk;
+use crate::model::{Offer, Preflight, Reception, ReceptionRequest};
+
+type Answer = Result<HttpResponse, Refusal>;
+
+/// Most bytes that the sink swallows at once.
+pub const MAX_SINK: u64 = 64 << 20;
+
+/// Would a machine of this description do here?
+#[utoipa::path(post, path = "/v1/peer/consider", tag = "peer", request_body = Offer,
+    responses((status = 200, body = Preflight)))]
+pub(super) async fn consider_offer(host: Host, offer: Body<Offer>) -> Answer {
+    let preflight = host
+        .ask(|c| async move { c.consider(offer.0).await })
+        .await?;
+    Ok(HttpResponse::Ok().json(preflight))
+}
+
+/// Be the destination of a migration.
+#[utoipa::path(post, path = "/v1/peer/receive", tag = "peer", request_body = ReceptionRequest,
+    responses((status = 201, body = Reception)))]
+pub(super) async fn receive_vm(host: Host, request: Body<ReceptionRequest>) -> Answer {
+    let reception = host
+        .ask(|c| async move { c.receive(request.0).await })
+        .await?;
+    Ok(HttpResponse::Created().json(reception))
+}
+
+/// A reception is not needed any more.
+#[utoipa::path(delete, path = "/v1/peer/receive/{id}", tag = "peer", params(ReceptionPart),
+    responses((status = 204, description = "It is forgotten")))]
+pub(super) async fn forget_reception(host: Host, id: ReceptionRef) -> Answer {
+    host.ask(|c| async move { c.forget_reception(&id.0).await })
+        .await?;
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// Reads up to 64 MiB and drops them: how quickly that goes is the bandwidth between two hosts.
+#[utoipa::path(post, path = "/v1/peer/sink", tag = "peer",
+    request_body(content = inline(RawBytes), content_type = "application/octet-stream"),
+    responses((status = 200, body = Sunk)))]
+pub(super) async fn sink_bytes(request: HttpRequest, payload: web::Payload) -> Answer {
+    expect_type(&request, "application/octet-stream")?;
+    let bytes = read(payload.into_inner(), MAX_SINK, drop).await?;
+    Ok(HttpResponse::Ok().json(Sunk { bytes }))
+}
+
+/// A reception, in a path.
+#[derive(utoipa::IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "for the OpenAPI document; read as ReceptionRef")]
+pub(super) struct ReceptionPart {
+    /// The reception's id.
+    #[param(pattern = "^[A-Za-z0-9_-]{1,64}$")]
+    id: String,
+}

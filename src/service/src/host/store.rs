@@ -1,0 +1,264 @@
+//! Files under the state directory, each written whole or not at all, by one thread in order.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use rustix::fs::{FlockOperation, flock};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+
+use crate::control::ControlError;
+
+const VMS: &str = "vms";
+const MIGRATIONS: &str = "migrations";
+const LOCK: &str = "service.lock";
+
+/// What is done on disk.
+#[derive(Debug)]
+enum Work {
+    Write(PathBuf, Vec<u8>),
+    Remove(PathBuf),
+}
+
+#[derive(Debug)]
+struct Job {
+    work: Work,
+    done: Option<oneshot::Sender<io::Result<()>>>,
+}
+
+/// The state directory, held by this service alone. Dropping it waits for what is to be written.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    /// Locked for as long as the service lives.
+    _lock: File,
+}
+
+impl Store {
+    /// Makes the directory if need be, and locks it.
+    ///
+    /// # Errors
+    /// In words.
+    pub(super) fn open(dir: &Path) -> Result<Self, String> {
+        let failed = |e: io::Error| format!("the state directory '{}': {e}", dir.display());
+        for dir in [dir, &dir.join(VMS), &dir.join(MIGRATIONS)] {
+            private_dir(dir).map_err(failed)?;
+        }
+        let lock = File::create(dir.join(LOCK)).map_err(failed)?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
+            rustix::io::Errno::WOULDBLOCK => format!(
+                "the state directory '{}' is in use by another host service: end that one, or \
+                 give this one a directory of its own",
+                dir.display()
+            ),
+            e => failed(e.into()),
+        })?;
+        let (jobs, work) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || work_off(&work))
+            .map_err(failed)?;
+        Ok(Self {
+            // VM processes are told where their files are, whatever their working directory.
+            dir: std::path::absolute(dir).map_err(failed)?,
+            jobs: Some(jobs),
+            thread: Some(thread),
+            _lock: lock,
+        })
+    }
+
+    /// A file or directory of the service's own.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// The directory of all VMs' directories.
+    pub(super) fn vms(&self) -> PathBuf {
+        self.dir.join(VMS)
+    }
+
+    /// The directory of a VM.
+    pub(super) fn vm(&self, name: &str) -> PathBuf {
+        self.vms().join(name)
+    }
+
+    /// The directory of all migrations' directories.
+    pub(super) fn migrations(&self) -> PathBuf {
+        self.dir.join(MIGRATIONS)
+    }
+
+    /// A file of a migration.
+    pub(super) fn migration(&self, id: &str, file: &str) -> PathBuf {
+        self.migrations().join(id).join(file)
+    }
+
+    /// Writes `value` as JSON; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// [`ControlError::Failed`].
+    pub(super) async fn write(
+        &self,
+        path: PathBuf,
+        value: &impl Serialize,
+    ) -> Result<(), ControlError> {
+        let failed = failed(&path);
+        let bytes = serde_json::to_vec_pretty(value).map_err(|e| failed(e.into()))?;
+        self.ask(Work::Write(path, bytes)).await.map_err(failed)
+    }
+
+    /// The same, without waiting; what goes wrong is logged.
+    pub(super) fn write_later(&self, path: PathBuf, value: &impl Serialize) {
+        match serde_json::to_vec_pretty(value) {
+            Ok(bytes) => self.send(Work::Write(path, bytes), None),
+            Err(error) => tracing::error!(%error, path = %path.display(), "cannot be written"),
+        }
+    }
+
+    /// Removes a directory and all that is in it, if it is there.
+    ///
+    /// # Errors
+    /// [`ControlError::Failed`].
+    pub(super) async fn remove(&self, dir: PathBuf) -> Result<(), ControlError> {
+        let failed = failed(&dir);
+        self.ask(Work::Remove(dir)).await.map_err(failed)
+    }
+
+    /// The same, without waiting.
+    pub(super) fn remove_later(&self, dir: PathBuf) {
+        self.send(Work::Remove(dir), None);
+    }
+
+    async fn ask(&self, work: Work) -> io::Result<()> {
+        let (done, result) = oneshot::channel();
+        self.send(work, Some(done));
+        result
+            .await
+            .unwrap_or_else(|_| Err(io::Error::other("the service is ending")))
+    }
+
+    fn send(&self, work: Work, done: Option<oneshot::Sender<io::Result<()>>>) {
+        if let Some(jobs) = &self.jobs {
+            // The thread ends after this does.
+            let _ = jobs.send(Job { work, done });
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> ControlError + use<> {
+    let path = path.display().to_string();
+    move |e| ControlError::Failed(format!("'{path}' cannot be written: {e}"))
+}
+
+fn work_off(jobs: &mpsc::Receiver<Job>) {
+    while let Ok(Job { work, done }) = jobs.recv() {
+        let result = match &work {
+            Work::Write(path, bytes) => write_whole(path, bytes),
+            Work::Remove(dir) => match fs::remove_dir_all(dir) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            },
+        };
+        match (result, done) {
+            (result, Some(done)) => drop(done.send(result)),
+            (Err(error), None) => tracing::error!(%error, ?work, "the state directory"),
+            (Ok(()), None) => {}
+        }
+    }
+}
+
+/// Makes a directory that only its owner may enter, and those above it.
+pub(super) fn private_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    private_dir(dir)?;
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let mut file = File::create(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    File::open(dir)?.sync_all()
+}
+
+/// Reads a JSON file; none where there is none. Blocks.
+///
+/// # Errors
+/// In words, with the file's name.
+pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, String> {
+    let failed = |e: &dyn std::fmt::Display| format!("'{}': {e}", path.display());
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|e| failed(&e)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(failed(&e)),
+    }
+}
+
+/// The last bytes of a text file; nothing where there is none. Blocks.
+pub(super) fn tail(path: &Path, most: u64) -> io::Result<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(e) => return Err(e),
+    };
+    let len = file.metadata()?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(most)))?;
+    let mut bytes = Vec::new();
+    file.take(most).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_written_is_read_and_a_directory_has_one_service() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let path = store.migration("x", "report.json");
+        assert_eq!(read::<u32>(&path), Ok(None));
+        store.write(path.clone(), &7).await.unwrap();
+        store.write_later(path.clone(), &8);
+        assert!(Store::open(dir.path()).unwrap_err().contains("another"));
+        drop(store);
+        assert_eq!(read::<u32>(&path), Ok(Some(8)));
+        fs::write(&path, "{").unwrap();
+        assert!(read::<u32>(&path).unwrap_err().contains("report.json"));
+        let store = Store::open(dir.path()).unwrap();
+        store.remove(store.migrations()).await.unwrap();
+        store.remove(store.migrations()).await.unwrap();
+        assert_eq!(read::<u32>(&path), Ok(None));
+    }
+
+    #[test]
+    fn the_end_of_a_file_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("serial.log");
+        assert_eq!(tail(&path, 10).unwrap(), "");
+        fs::write(&path, "hello world").unwrap();
+        assert_eq!(tail(&path, 5).unwrap(), "world");
+        assert_eq!(tail(&path, 500).unwrap(), "hello world");
+    }
+}

@@ -1,0 +1,221 @@
+//! Hosts in one process, which reach each other without a network; their VM processes are real.
+// Each suite uses a part of it, and helpers of tests fail by unwrapping, as tests do.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::time::timeout;
+use vmferry_service::control::{Control, ControlError};
+use vmferry_service::host::{Host, HostConfig, LocalPeer, Peer, PeerConnector};
+use vmferry_service::model::{
+    Limits, Migration, MigrationOptions, MigrationRequest, MigrationState, ServiceEvent, VmSpec,
+    VmState,
+};
+use vmferry_transports::keys::Authority;
+use vmferry_vmm::api::TlsFiles;
+
+/// Nothing here takes nearly as long: whatever does hangs.
+const GUARD: Duration = Duration::from_secs(240);
+
+/// Hosts, by the URLs of their APIs.
+#[derive(Debug, Default)]
+struct Net(Mutex<BTreeMap<String, Arc<Host>>>);
+
+impl PeerConnector for Net {
+    fn peer(&self, url: &str) -> Result<Arc<dyn Peer>, ControlError> {
+        match self.0.lock().unwrap().get(url) {
+            Some(host) => Ok(Arc::new(LocalPeer(host.clone()))),
+            None => Err(ControlError::Peer(format!("{url} cannot be reached"))),
+        }
+    }
+}
+
+pub(crate) struct Lab {
+    dir: TempDir,
+    net: Arc<Net>,
+    authority: Authority,
+}
+
+fn url(name: &str) -> String {
+    format!("test://{name}")
+}
+
+impl Lab {
+    pub(crate) fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            net: Arc::default(),
+            authority: Authority::new().unwrap(),
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn config(&self, name: &str) -> HostConfig {
+        let keys = self.path(&format!("{name}-keys"));
+        let files = match keys.exists() {
+            true => TlsFiles {
+                ca: keys.join("ca.pem"),
+                cert: keys.join(format!("{name}.pem")),
+                key: keys.join(format!("{name}.key")),
+            },
+            false => {
+                let issued = self.authority.issue(name).unwrap();
+                let files = issued.write_to(&keys).unwrap();
+                TlsFiles {
+                    ca: files.ca,
+                    cert: files.certificate,
+                    key: files.key,
+                }
+            }
+        };
+        let peers = ["a", "b", "c"].into_iter().filter(|peer| *peer != name);
+        HostConfig {
+            name: name.to_owned(),
+            state_dir: self.path(name),
+            binary: env!("CARGO_BIN_EXE_vmferry-vm-process").into(),
+            tls: files,
+            listen: [127, 0, 0, 1].into(),
+            ports: (0, 0),
+            advertise: None,
+            limits: Limits::default(),
+            defaults: MigrationOptions::default(),
+            peers: peers.map(|peer| (peer.to_owned(), url(peer))).collect(),
+            come_within_s: 30,
+        }
+    }
+
+    pub(crate) async fn host(&self, name: &str) -> Arc<Host> {
+        self.host_with(self.config(name)).await
+    }
+
+    pub(crate) async fn host_with(&self, config: HostConfig) -> Arc<Host> {
+        let name = config.name.clone();
+        let host = Host::start(config, self.net.clone()).await.unwrap();
+        self.net.0.lock().unwrap().insert(url(&name), host.clone());
+        host
+    }
+
+    /// As if the service were killed: it does nothing more, and its VM processes go on.
+    pub(crate) async fn kill(&self, name: &str, host: Arc<Host>) {
+        self.net.0.lock().unwrap().remove(&url(name));
+        host.abandon().await;
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for host in ["a", "b", "c"] {
+            let vms = self.path(host).join("vms");
+            for vm in fs::read_dir(vms).into_iter().flatten().flatten() {
+                let pid = fs::read_to_string(vm.path().join("pid")).unwrap_or_default();
+                let pid = pid.parse().ok().and_then(rustix::process::Pid::from_raw);
+                if let Some(pid) = pid {
+                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+                }
+            }
+        }
+    }
+}
+
+/// A machine of 32 MiB that runs the built-in workload.
+pub(crate) fn spec(name: &str, cmdline: &str) -> VmSpec {
+    serde_json::from_value(serde_json::json!({
+        "name": name, "machine": "process", "ram_mib": 32,
+        "boot": {"workload": {"cmdline": cmdline}},
+    }))
+    .unwrap()
+}
+
+/// One that has little to do.
+pub(crate) fn light(name: &str) -> VmSpec {
+    spec(name, "workload=dense ws-mib=1 fill-mib=2 rate=1000 seed=3")
+}
+
+/// One that keeps a slow link busy for seconds.
+pub(crate) fn busy(name: &str) -> VmSpec {
+    spec(
+        name,
+        "workload=dense ws-mib=1 fill-mib=6 rate=100000 fill=0:0:100 seed=7",
+    )
+}
+
+pub(crate) fn to(host: &str) -> MigrationRequest {
+    MigrationRequest {
+        to: host.to_owned(),
+        ..MigrationRequest::default()
+    }
+}
+
+/// Over a link of 20 Mbit/s.
+pub(crate) fn slowly(host: &str) -> MigrationRequest {
+    let mut request = to(host);
+    request.options.link_mbit = Some(20);
+    request.options.max_blackout_ms = Some(2000.0);
+    request
+}
+
+/// Waits until `seen` is content with what is known of a migration; each change is looked at.
+pub(crate) async fn until(
+    host: &Host,
+    id: &str,
+    mut seen: impl FnMut(&Migration) -> bool,
+) -> Migration {
+    let mut events = host.events();
+    let wait = async {
+        let now = host.migration(id).await.unwrap();
+        if seen(&now) {
+            return now;
+        }
+        loop {
+            if let ServiceEvent::Migration(m) = events.recv().await.unwrap()
+                && m.id == id
+                && seen(&m)
+            {
+                return m;
+            }
+        }
+    };
+    timeout(GUARD, wait).await.expect("it hangs")
+}
+
+/// Waits for a migration's end.
+pub(crate) async fn end(host: &Host, id: &str) -> Migration {
+    until(host, id, |m| m.state.is_over()).await
+}
+
+/// Waits until pages are on their way.
+pub(crate) async fn under_way(host: &Host, id: &str) {
+    until(host, id, |m| {
+        assert!(!m.state.is_over(), "{m:?}");
+        m.progress.as_ref().is_some_and(|p| p.phase == "precopy")
+    })
+    .await;
+}
+
+pub(crate) async fn names(host: &Host) -> Vec<String> {
+    host.vms().await.into_iter().map(|vm| vm.name).collect()
+}
+
+/// The VM runs there, and its memory is what it should be.
+pub(crate) async fn runs_unharmed(host: &Host, name: &str) {
+    let vm = host.vm(name).await.unwrap();
+    assert_eq!(vm.state, VmState::Running, "{vm:?}");
+    let verdict = timeout(GUARD, host.verify(name)).await.expect("it hangs");
+    assert_eq!(verdict.as_deref(), Ok("OK"));
+}
+
+/// Moves it, and expects that it arrives.
+pub(crate) async fn moves(host: &Host, name: &str, request: MigrationRequest) -> Migration {
+    let id = host.migrate(name, request).await.unwrap().id;
+    let over = end(host, &id).await;
+    assert_eq!(over.state, MigrationState::Completed, "{over:?}");
+    over
+}
