@@ -2,7 +2,7 @@
 //! the directory given (`ca.pem`, `admin-fuzz.pem`, `admin-fuzz.key`) and prints its address;
 //! ends with its standard input.
 
-#[path = "../tests/common/fake.rs"]
+#[path = "../tests/api/common/fake.rs"]
 #[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with tests")]
 mod fake;
 
@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             key: server.key,
         }),
     };
-    let handle = api::serve(fake::FakeHost::new(), listen, "<!doctype html>")?;
+    let handle = api::serve(fake::FakeHost::new(), listen)?;
     let address = handle.tls_address().ok_or("no address")?;
     println!("https://{address}");
     tokio::io::stdin().read_to_end(&mut Vec::new()).await?;

@@ -99,7 +99,7 @@ pub trait Control: Send + Sync + 'static {
     /// What happens from here on.
     fn events(&self) -> broadcast::Receiver<ServiceEvent>;
     /// Metrics, as Prometheus reads them.
-    fn metrics(&self) -> String;
+    async fn metrics(&self) -> String;
 }
 
 /// A host, as handlers hold it.

@@ -12,5 +12,6 @@ pub mod control;
 pub mod host;
 pub mod model;
 pub mod page;
+pub mod serve;
 pub mod systemd;
 pub mod telemetry;

@@ -551,7 +551,4 @@ pub enum ServiceEvent {
     Migration(Migration),
     /// A drain has changed.
     Drain(Drain),
-    /// All that there is has been told; from here on come changes. What a reader knows from an
-    /// earlier stream and was not told of in this one is gone.
-    Ready,
 }

@@ -15,6 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use cli::Command;
 use remote::Task;
+use vmferry_service::config::Source;
 
 /// What the process answers its caller. 2 is clap's, for a command line that makes no sense.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,9 @@ const LOG: &str = "VMFERRY_LOG";
 
 fn main() -> ExitCode {
     let cli = cli::parse();
+    if let Command::Serve(args) = &cli.command {
+        return ExitCode::from(serve(args) as u8);
+    }
     let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -57,9 +61,22 @@ fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::Config(command) => config::run(&command),
         Command::Keys(command) => keys::run(&command),
+        Command::Serve(args) => serve(&args),
         Command::Vmm(args) => vmm(args),
     };
     ExitCode::from(exit as u8)
+}
+
+/// Logs as its configuration says.
+fn serve(args: &cli::ServeArgs) -> Exit {
+    let binary = match std::env::current_exe() {
+        Ok(binary) => binary,
+        Err(error) => return fail(&error),
+    };
+    match vmferry_service::serve::run(Source::new(&args.config), binary) {
+        Ok(()) => Exit::Ok,
+        Err(error) => fail(&error),
+    }
 }
 
 fn vmm(args: cli::VmmArgs) -> Exit {

@@ -4,6 +4,7 @@
 //! come in between, to whoever has subscribed. The socket lies in the VM's own directory, which
 //! only its owner may enter: whoever reaches it may do everything with the VM.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -229,6 +230,9 @@ pub struct Status {
     pub threads: usize,
     /// Resident memory of the process in bytes.
     pub rss_bytes: u64,
+    /// Writes of a former owner that are not settled, of all disks together.
+    #[serde(default)]
+    pub fences: u64,
 }
 
 /// The migration under way.
@@ -337,6 +341,23 @@ pub struct ProgressLine {
     pub stall_ms: f64,
     /// How long vCPU threads have waited for a processor, in milliseconds.
     pub run_delay_ms: f64,
+    /// The newest passes, the one under way last.
+    #[serde(default)]
+    pub passes: Vec<PassLine>,
+    /// Encoded bytes so far, by codec.
+    #[serde(default)]
+    pub bytes_by_codec: BTreeMap<String, u64>,
+}
+
+/// How a pass has gone.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct PassLine {
+    /// From 1.
+    pub pass: u32,
+    /// Pages that may have changed before it.
+    pub considered: u64,
+    /// Pages whose content was sent.
+    pub sent: u64,
 }
 
 /// A line from a VM process.

@@ -55,6 +55,7 @@ mod tests {
             peak_extra_rss_bytes: 7,
             resumed_ns: None,
             migration_id: Some(id.clone()),
+            timeline: Box::default(),
         };
         write(dir.path(), &id, &end).unwrap();
         match read(dir.path(), &id).unwrap() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use tokio::sync::{broadcast, watch};
-use vmferry_codecs::CodecChoice;
+use vmferry_codecs::{CodecChoice, CodecId};
 use vmferry_engine::destination::{self, DestinationHandle, DestinationOptions, config_of};
 use vmferry_engine::report::TrackerChoice;
 use vmferry_engine::source::{self, Live, SourceHandle, SourceOptions};
@@ -15,13 +15,14 @@ use vmferry_machine::{Console, Machine, MachineConfig, MachineKind, Role};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::policy::Limits;
+use vmferry_protocol::source::PassProgress;
 use vmferry_tracker::auto::{self, MachineSort};
 use vmferry_tracker::{GroupSize, TrackerKind};
 use vmferry_transports::{
     Bandwidth, Connector, LinkHint, TlsIdentity, TransportKind, connector, listen,
 };
 
-use crate::api::{Event, MigrateOptions, ProgressLine, ReceiveOptions, TlsFiles};
+use crate::api::{Event, MigrateOptions, PassLine, ProgressLine, ReceiveOptions, TlsFiles};
 use crate::events::{Happened, Happenings, sink};
 
 fn identity(files: &TlsFiles) -> Result<TlsIdentity, String> {
@@ -184,6 +185,21 @@ fn line(live: &Live) -> ProgressLine {
         predicted_blackout_ms: p.predicted.map(|d| d.as_secs_f64() * 1e3),
         stall_ms: live.costs.stall.as_secs_f64() * 1e3,
         run_delay_ms: live.run_delay.as_secs_f64() * 1e3,
+        passes: p.passes.iter().map(pass_line).collect(),
+        bytes_by_codec: (p.bytes_by_codec.iter())
+            .map(|(&id, &bytes)| {
+                let name = CodecId::try_from(id).map_or("unknown", CodecId::name);
+                (name.to_owned(), bytes)
+            })
+            .collect(),
+    }
+}
+
+fn pass_line(pass: &PassProgress) -> PassLine {
+    PassLine {
+        pass: pass.pass,
+        considered: pass.considered,
+        sent: pass.sent,
     }
 }
 

@@ -418,8 +418,10 @@ impl Vm {
             Some(MachineState::Stopped) => ("stopped", self.last_words.clone()),
             Some(MachineState::Crashed(detail)) => ("crashed", Some(detail)),
         };
+        let disks = self.machine.as_ref().map(|m| m.disks().stats());
         Status {
             machine: machine.to_owned(),
+            fences: disks.map_or(0, |disks| disks.fences),
             kind: self
                 .machine
                 .as_ref()

@@ -21,6 +21,22 @@ pub struct Budget {
     pub slots: usize,
 }
 
+impl Budget {
+    /// How many slots migrations hold now. Blocks, but waits for nobody.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        let is_held = |slot: &usize| {
+            let file = File::open(self.slot(*slot));
+            file.is_ok_and(|f| flock(&f, FlockOperation::NonBlockingLockShared).is_err())
+        };
+        (0..self.slots).filter(is_held).count()
+    }
+
+    fn slot(&self, slot: usize) -> PathBuf {
+        self.dir.join(format!("compressor-{slot}"))
+    }
+}
+
 /// What a migration holds of it.
 #[derive(Debug)]
 pub(crate) struct Slots {
@@ -64,7 +80,7 @@ impl Slots {
                 .create(true)
                 .truncate(false)
                 .mode(0o600)
-                .open(self.budget.dir.join(format!("compressor-{slot}")))?;
+                .open(self.budget.slot(slot))?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => self.held.push((slot, file)),
                 Err(rustix::io::Errno::WOULDBLOCK) => {}

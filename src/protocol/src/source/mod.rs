@@ -28,7 +28,7 @@ mod types;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-pub use progress::{PassStats, Phase, Progress, SourceStats, Timeline};
+pub use progress::{PassProgress, PassStats, Phase, Progress, SourceStats, Timeline};
 pub use types::{ChunkStats, Outcome, SourceConfig, SourceEvent, SourceOutput};
 
 use crate::ids::Time;
@@ -321,6 +321,8 @@ impl Source {
             throughput: self.stats.throughput(),
             predicted: (self.pass > 0)
                 .then(|| predicted_blackout(&self.policy_input(self.pending.pages()))),
+            passes: self.stats.newest_passes(),
+            bytes_by_codec: self.stats.bytes_by_codec.clone(),
         }
     }
 

@@ -47,7 +47,25 @@ pub struct Progress {
     pub throughput: Option<f64>,
     /// Blackout predicted for a switchover now.
     pub predicted: Option<Duration>,
+    /// The newest passes, the one under way last.
+    pub passes: Vec<PassProgress>,
+    /// Encoded bytes so far, by codec.
+    pub bytes_by_codec: BTreeMap<u8, u64>,
 }
+
+/// How a pass has gone, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassProgress {
+    /// From 1.
+    pub pass: u32,
+    /// Pages that might have changed.
+    pub considered: u64,
+    /// Pages whose content was sent.
+    pub sent: u64,
+}
+
+/// Passes that [`Progress`] tells of.
+const PASSES_TOLD: usize = 32;
 
 /// Figures of one pass.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -161,6 +179,23 @@ const TELLING_PAGES: u64 = 32;
 const LEAST_SHARE: f64 = 0.25;
 
 impl SourceStats {
+    /// The newest passes, the one under way last.
+    pub(super) fn newest_passes(&self) -> Vec<PassProgress> {
+        let ended = self.passes.len().saturating_sub(PASSES_TOLD - 1);
+        let under_way = std::iter::once(&self.current).filter(|p| p.pass > 0);
+        let newest = self.passes.iter().skip(ended).chain(under_way);
+        let mut told: Vec<PassProgress> = newest
+            .map(|p| PassProgress {
+                pass: p.pass,
+                considered: p.pages_considered,
+                sent: p.pages_data,
+            })
+            .collect();
+        // The last one is both when it has just ended.
+        told.dedup_by_key(|p| p.pass);
+        told
+    }
+
     pub(super) fn new(now: Time) -> Self {
         Self {
             timeline: Timeline {

@@ -23,8 +23,6 @@ pub(super) struct Host {
     pub(super) control: SharedControl,
     /// The service's own runtime: the server's threads come and go.
     runtime: Handle,
-    /// The page at `/`.
-    pub(super) page: &'static str,
     /// True when the server stops: streams end then.
     pub(super) stop: watch::Receiver<bool>,
     /// Places for event streams.
@@ -33,15 +31,10 @@ pub(super) struct Host {
 
 impl Host {
     /// Has to be called where the service's runtime is.
-    pub(super) fn new(
-        control: SharedControl,
-        page: &'static str,
-        stop: watch::Receiver<bool>,
-    ) -> Self {
+    pub(super) fn new(control: SharedControl, stop: watch::Receiver<bool>) -> Self {
         Self {
             control,
             runtime: Handle::current(),
-            page,
             stop,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         }

@@ -52,21 +52,17 @@ pub struct ApiHandle {
     tls: Option<SocketAddr>,
 }
 
-/// Listens, and answers from now on: `control` is asked, `page` is what `GET /` shows. Has to be
+/// Listens, and answers from now on: `control` is asked. Has to be
 /// called within a tokio runtime, which carries out what is asked for.
 ///
 /// # Errors
 /// [`ListenError`]: in words, with what to do.
-pub fn serve(
-    control: SharedControl,
-    listen: Listen,
-    page: &'static str,
-) -> Result<ApiHandle, ListenError> {
+pub fn serve(control: SharedControl, listen: Listen) -> Result<ApiHandle, ListenError> {
     if listen == Listen::default() {
         return Err(ListenError::Nowhere);
     }
     let (stop, stopping) = watch::channel(false);
-    let host = host::Host::new(control, page, stopping);
+    let host = host::Host::new(control, stopping);
     let failed = |source| ListenError::System {
         at: "the API".to_owned(),
         what: "cannot listen",

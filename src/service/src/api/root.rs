@@ -1,7 +1,7 @@
 //! The host itself, its drain, and what is at the root.
 
 use actix_web::HttpResponse;
-use actix_web::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
+use actix_web::http::header::CONTENT_TYPE;
 
 use super::body::Body;
 use super::host::Host;
@@ -9,13 +9,9 @@ use super::openapi;
 use super::problem::Refusal;
 use super::types::Health;
 use crate::model::{Drain, DrainRequest, HostInfo};
+use crate::page;
 
 type Answer = Result<HttpResponse, Refusal>;
-
-/// The page brings all it needs, and talks to this service only.
-const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; \
-    style-src 'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; \
-    form-action 'none'; frame-ancestors 'none'";
 
 /// Name, capabilities, limits, load and peers of this host.
 #[utoipa::path(get, path = "/v1/host", tag = "host", responses((status = 200, body = HostInfo)))]
@@ -63,7 +59,7 @@ pub(super) async fn show_openapi() -> Answer {
 #[utoipa::path(get, path = "/metrics", tag = "service",
     responses((status = 200, content_type = "text/plain", body = String)))]
 pub(super) async fn show_metrics(host: Host) -> Answer {
-    let text = host.ask(|c| async move { Ok(c.metrics()) }).await?;
+    let text = host.ask(|c| async move { Ok(c.metrics().await) }).await?;
     Ok(HttpResponse::Ok()
         .insert_header((CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"))
         .body(text))
@@ -72,11 +68,12 @@ pub(super) async fn show_metrics(host: Host) -> Answer {
 /// The page.
 #[utoipa::path(get, path = "/", tag = "service",
     responses((status = 200, content_type = "text/html", body = String)))]
-pub(super) async fn show_page(host: Host) -> Answer {
-    Ok(HttpResponse::Ok()
-        .insert_header((CONTENT_TYPE, "text/html; charset=utf-8"))
-        .insert_header((CONTENT_SECURITY_POLICY, PAGE_POLICY))
-        .body(host.page))
+pub(super) async fn show_page() -> Answer {
+    let mut answer = HttpResponse::Ok();
+    for header in page::headers() {
+        answer.insert_header(header);
+    }
+    Ok(answer.body(page::HTML))
 }
 
 /// Whether the service answers.

@@ -96,7 +96,7 @@ pub struct Tls {
 }
 
 /// How machines move from and to this host.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Migration {
     /// Address that the VM processes of incoming machines listen on, each on a port of its own; the
@@ -106,9 +106,24 @@ pub struct Migration {
     pub listen: Option<IpAddr>,
     /// Certificates, where they differ from those of the API.
     pub tls: Option<Tls>,
+    /// Migrations that are over and remembered, the newest, with their reports and traces.
+    pub remembered: u32,
+    /// How long a source may take to come once a VM process waits for it, in seconds.
+    pub come_within_s: u32,
     /// What holds where a migration is asked for and nothing else is said.
-    #[serde(default = "built_in")]
     pub defaults: MigrationOptions,
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            tls: None,
+            remembered: 1000,
+            come_within_s: 60,
+            defaults: built_in(),
+        }
+    }
 }
 
 /// How a machine is moved where neither the request nor the configuration says anything.
@@ -150,11 +165,6 @@ pub struct Telemetry {
     pub otlp_protocol: OtlpProtocol,
     /// The service that spans are said to be from.
     pub service_name: String,
-    /// Traces kept in the state directory, the newest; 0: none.
-    pub keep_traces: u32,
-    /// One in so many choices of a codec becomes an event in the trace; 0: none. What is decided
-    /// after a pass always does.
-    pub sample_decisions: u32,
 }
 
 impl Default for Telemetry {
@@ -163,8 +173,6 @@ impl Default for Telemetry {
             otlp_endpoint: None,
             otlp_protocol: OtlpProtocol::Grpc,
             service_name: "vmferry".to_owned(),
-            keep_traces: 200,
-            sample_decisions: 100,
         }
     }
 }
@@ -222,10 +230,7 @@ impl Config {
                 state_dir: state_dir(),
             },
             api: Api::default(),
-            migration: Migration {
-                defaults: built_in(),
-                ..Migration::default()
-            },
+            migration: Migration::default(),
             limits: Limits::default(),
             peers: BTreeMap::new(),
             telemetry: Telemetry::default(),

@@ -14,7 +14,7 @@ use vmferry_vmm::past::{Whereabouts, whereabouts};
 use vmferry_vmm::{JOURNAL, ends};
 
 use super::entry::{self, Entry, Phase};
-use super::migrations::{self, Kept, Known};
+use super::migrations::{self, Account, Kept, Known};
 use super::{Inner, lock, process, store, vms, watch};
 use crate::model::{Direction, Migration, MigrationState, VmState};
 
@@ -90,13 +90,14 @@ impl Inner {
             match report {
                 Ok(Some(report)) => {
                     let state = migrations::state_of(report.outcome);
-                    self.over(&m.id, state, report.reason.clone(), Some(&report));
+                    let account = Account::Source(&report);
+                    self.over(&m.id, state, report.reason.clone(), account);
                 }
                 _ => {
                     let why = "the host service ended meanwhile, and nothing of the VM is left \
                                here";
                     let why = Some(why.to_owned());
-                    self.over(&m.id, MigrationState::Failed, why, None);
+                    self.over(&m.id, MigrationState::Failed, why, Account::None);
                 }
             }
         }
@@ -188,7 +189,7 @@ impl Inner {
         match record.phase {
             Phase::Arriving(id) if none => {
                 let why = "the host service ended before anybody could come".to_owned();
-                self.comes_not(entry, &id, Some(why)).await;
+                self.comes_not(entry, &id, Some(why), Account::None).await;
                 return false;
             }
             Phase::Arriving(_) if matches!(status.machine.as_str(), "running" | "paused") => {
@@ -315,14 +316,14 @@ impl Inner {
                 if let Err(error) = self.dismiss(entry).await {
                     tracing::error!(vm = entry.name, %error, "it has left, but stays listed");
                 }
-                self.over(&id, MigrationState::Completed, None, None);
+                self.over(&id, MigrationState::Completed, None, Account::None);
             }
             (Ok(Whereabouts::Undecided(m)), _) => {
                 let id = m.to_string();
                 self.is_undecided(entry, &id).await;
                 entry.with(|d| d.migration = None);
                 let why = format!("{why}; {}", vms::handed_over(&id));
-                self.over(&id, MigrationState::Undecided, Some(why), None);
+                self.over(&id, MigrationState::Undecided, Some(why), Account::None);
                 // Whatever it was, it does not run.
                 let _ = self
                     .stays_stopped(entry, true, Some(vms::handed_over(&id)))
@@ -331,7 +332,7 @@ impl Inner {
             (Ok(Whereabouts::NeverCame(_) | Whereabouts::Here), Phase::Arriving(id))
                 if !has_come =>
             {
-                self.comes_not(entry, &id, Some(why)).await;
+                self.comes_not(entry, &id, Some(why), Account::None).await;
             }
             (Ok(_), Phase::Stopped { .. }) => self.abort_open(entry, &why),
             (Ok(_), _) => {

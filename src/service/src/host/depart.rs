@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use tokio::time::{Instant, sleep_until, timeout};
-use vmferry_engine::{Budget, SOFTWARE, source};
+use vmferry_engine::{SOFTWARE, source};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_vmm::api::{Answer, Inspection, MigrateOptions, Migrated, Request};
@@ -16,15 +16,16 @@ use vmferry_vmm::client::{ClientError, VmmClient};
 
 use super::admission::{Next, shares};
 use super::entry::{Entry, in_a_word};
-use super::migrations::{self, Kept, Known};
+use super::migrations::{self, Account, Kept, Known};
 use super::peers::Peer;
 use super::preflight::{self, There};
-use super::{Inner, Result, facts, lock, now_ms, spec, vms};
+use super::{Inner, Result, facts, lock, now_ms, now_us, spec, vms};
 use crate::control::ControlError;
 use crate::model::{
     Direction, Migration, MigrationOptions, MigrationRequest, MigrationState, Offer, Preflight,
     Problem, Reception, ReceptionRequest, VmState,
 };
+use crate::telemetry::{PreflightTimes, migration_context};
 
 /// How long a host may take to forget a reception.
 const FORGET_WITHIN: Duration = Duration::from_secs(30);
@@ -151,13 +152,14 @@ impl Inner {
                 "'{to}' is this host: name another"
             )));
         }
-        if let Some(url) = self.config.peers.get(to) {
+        let peers = lock(&self.peers).clone();
+        if let Some(url) = peers.get(to) {
             return Ok(url.clone());
         }
         if to.contains("://") {
             return Ok(to.to_owned());
         }
-        let known: Vec<&str> = self.config.peers.keys().map(String::as_str).collect();
+        let known: Vec<&str> = peers.keys().map(String::as_str).collect();
         Err(ControlError::Invalid(format!(
             "no host called '{to}' is known here (known: {}): name one of them, give the URL of \
              its API, or add it to the configuration",
@@ -168,7 +170,7 @@ impl Inner {
         )))
     }
 
-    fn peer(&self, to: &str) -> Result<Arc<dyn Peer>> {
+    pub(super) fn peer(&self, to: &str) -> Result<Arc<dyn Peer>> {
         self.connector.peer(&self.url_of(to)?)
     }
 
@@ -196,6 +198,8 @@ impl Inner {
             d.migration = Some(id.clone());
             Ok(())
         })?;
+        let parent = request.traceparent.as_deref().and_then(|p| p.parse().ok());
+        let context = id.parse().ok().map(|id| migration_context(id, parent.as_ref()));
         let migration = Migration {
             id: id.clone(),
             vm: entry.name.clone(),
@@ -208,12 +212,15 @@ impl Inner {
             progress: None,
             blackout_ms: None,
             total_ms: None,
-            traceparent: request.traceparent,
+            traceparent: context.map(|c| c.to_string()),
         };
         let kept = Kept {
             migration,
             options,
             begun: false,
+            parent: request.traceparent,
+            preflight: None,
+            clock_ahead_ms: None,
         };
         self.remember(&mut registry, Known::new(kept));
         registry.admission.ask(&id);
@@ -241,7 +248,7 @@ impl Inner {
         peer: &Result<Arc<dyn Peer>>,
     ) -> (Offer, Inspection, Vec<Problem>) {
         let mut there = There {
-            certificate: facts::certificate(&self.config.tls).await,
+            certificate: facts::certificate(self.config.tls.as_ref()).await,
             ..There::default()
         };
         let state = entry.state();
@@ -300,7 +307,22 @@ impl Inner {
             // Where that fails, the other host says what is in the way.
             let _ = peer.forget_reception(&migration.id).await;
         }
+        let began_unix_us = now_us();
         let (offer, _, problems) = self.look(&entry, &peer).await;
+        let clocks = match &peer {
+            Ok(peer) => Clocks::compare(&**peer).await,
+            Err(_) => None,
+        };
+        let times = PreflightTimes {
+            began_unix_us,
+            ended_unix_us: now_us(),
+            problems: problems.len() as u64,
+            ..PreflightTimes::default()
+        };
+        self.update_kept(&migration.id, |kept| {
+            kept.preflight = Some(times);
+            kept.clock_ahead_ms = clocks.map(|c| c.ahead_ms);
+        });
         if !problems.is_empty() {
             return Err(Unready::Not(preflight::in_a_line(&problems)));
         }
@@ -395,13 +417,9 @@ impl Inner {
 
     fn options(&self, kept: &Kept, reception: &Reception) -> Result<MigrateOptions> {
         let o: &MigrationOptions = &kept.options;
-        let compressors = self.limits().compressors as usize;
-        let slots = match compressors {
-            0 => facts::processors(),
-            n => n,
-        };
         Ok(MigrateOptions {
             migration: Some(kept.migration.id.clone()),
+            traceparent: kept.migration.traceparent.clone(),
             transport: text(&o.transport, "quic"),
             to: reception.address.parse().map_err(|_| {
                 ControlError::Peer(format!(
@@ -410,16 +428,13 @@ impl Inner {
                 ))
             })?,
             server_name: reception.server_name.clone(),
-            tls: self.config.tls.clone(),
+            tls: self.tls()?,
             token: reception.token.clone(),
             streams: o.streams.unwrap_or(2),
             codec: text(&o.codec, "auto"),
             delta_cache_mib: (source::DELTA_CACHE_BYTES >> 20) as u32,
             compressors: 0,
-            budget: Some(Budget {
-                dir: self.store.path("compressors"),
-                slots,
-            }),
+            budget: Some(self.budget()),
             tracker: text(&o.tracker, "auto"),
             group: text(&o.group, "auto"),
             throttle_pct: o.throttle_pct.unwrap_or(0),
@@ -435,7 +450,7 @@ impl Inner {
             return;
         };
         self.let_go(&kept.migration);
-        self.over(id, state, Some(why), None);
+        self.over(id, state, Some(why), Account::None);
         self.forget_reception_there(&kept.migration);
     }
 
@@ -475,7 +490,7 @@ impl Inner {
             if let Err(error) = self.dismiss(entry).await {
                 tracing::error!(vm = entry.name, %error, "the VM is elsewhere, but stays listed");
             }
-            self.over(id, state, None, Some(report));
+            self.over(id, state, None, Account::Source(report));
             return;
         }
         if state == MigrationState::Undecided {
@@ -483,7 +498,7 @@ impl Inner {
         }
         if let Ok(migration) = self.migration(id) {
             self.let_go(&migration);
-            self.over(id, state, report.reason.clone(), Some(report));
+            self.over(id, state, report.reason.clone(), Account::Source(report));
             if state != MigrationState::Undecided {
                 self.forget_reception_there(&migration);
             }
@@ -520,13 +535,7 @@ impl Inner {
         spec::check_options(&options).map_err(ControlError::Invalid)?;
         let peer = self.peer(&request.to)?;
         let (_, inspection, problems) = self.look(entry, &Ok(peer.clone())).await;
-        let (mut clock_ahead_ms, mut round_trip_ms) = (None, None);
-        let (asked, before) = (Instant::now(), now_ms());
-        if let Ok(info) = peer.host().await {
-            let took_ms = asked.elapsed().as_secs_f64() * 1e3;
-            round_trip_ms = Some(took_ms);
-            clock_ahead_ms = Some(info.now_ms as f64 - (before as f64 + took_ms / 2.0));
-        }
+        let clocks = Clocks::compare(&*peer).await;
         let measured_mbit = peer.bandwidth().await;
         let own = options.link_mbit.unwrap_or(0);
         let limit = shares(self.limits().link_mbit, &[own]);
@@ -535,7 +544,7 @@ impl Inner {
             inspection.populated_bytes,
             measured_mbit,
             limit,
-            round_trip_ms,
+            clocks.map(|c| c.round_trip_ms),
         );
         Ok(Preflight {
             problems,
@@ -543,7 +552,7 @@ impl Inner {
             predicted_total_ms: predicted.total_ms,
             predicted_blackout_ms: predicted.blackout_ms,
             assumptions: predicted.assumptions,
-            clock_ahead_ms,
+            clock_ahead_ms: clocks.map(|c| c.ahead_ms),
         })
     }
 
@@ -588,6 +597,28 @@ impl Inner {
             _ => return too_late("it is over"),
         }
         self.migration(id)
+    }
+}
+
+/// This host's clock and another's.
+#[derive(Clone, Copy, Debug)]
+struct Clocks {
+    round_trip_ms: f64,
+    /// How far the other's is ahead.
+    ahead_ms: f64,
+}
+
+impl Clocks {
+    async fn compare(peer: &dyn Peer) -> Option<Self> {
+        let (asked, before) = (Instant::now(), now_us() as f64 / 1e3);
+        let there = peer.host().await.ok()?.now_ms;
+        let round_trip_ms = asked.elapsed().as_secs_f64() * 1e3;
+        // Half a millisecond for what its answer leaves out.
+        let ahead_ms = there as f64 + 0.5 - (before + round_trip_ms / 2.0);
+        Some(Self {
+            round_trip_ms,
+            ahead_ms,
+        })
     }
 }
 

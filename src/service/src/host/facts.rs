@@ -15,6 +15,7 @@ use vmferry_vmm::api::TlsFiles;
 
 use super::preflight;
 use super::{Inner, lock, now_ms, spec};
+use crate::control::ControlError;
 use crate::model::{HostInfo, Offer, Preflight};
 
 /// How long storage may take to be opened.
@@ -22,6 +23,9 @@ const OPEN_WITHIN: Duration = Duration::from_secs(15);
 
 /// Versions of the protocol that are spoken here: oldest and newest.
 pub(super) const PROTOCOL: (u16, u16) = (version::OLDEST, version::VERSION);
+
+/// Nothing moves then.
+const NO_CERTIFICATE: &str = "there is no certificate in the configuration (api.tls)";
 
 /// Processor features of KVM guests here, or why there can be none. Blocks.
 pub(super) fn kvm() -> Result<Vec<String>, String> {
@@ -40,8 +44,10 @@ pub(super) fn memory_mib() -> (u64, u64) {
 }
 
 /// What is wrong with certificates and key; none: nothing.
-pub(super) async fn certificate(files: &TlsFiles) -> Option<String> {
-    let files = files.clone();
+pub(super) async fn certificate(files: Option<&TlsFiles>) -> Option<String> {
+    let Some(files) = files.cloned() else {
+        return Some(NO_CERTIFICATE.to_owned());
+    };
     let look = move || TlsIdentity::from_files(&files.ca, &files.cert, &files.key);
     match tokio::task::spawn_blocking(look).await {
         Ok(Ok(_)) => None,
@@ -77,6 +83,15 @@ fn readable(what: &str, path: &str) -> Option<String> {
 }
 
 impl Inner {
+    /// Certificates for migrations.
+    ///
+    /// # Errors
+    /// [`ControlError::Conflict`]: there are none.
+    pub(super) fn tls(&self) -> Result<TlsFiles, ControlError> {
+        let none = || ControlError::Conflict(NO_CERTIFICATE.to_owned());
+        self.config.tls.clone().ok_or_else(none)
+    }
+
     pub(super) fn info(&self) -> HostInfo {
         let (memory_mib, available_mib) = memory_mib();
         let (running, queued) = lock(&self.migrations).admission.counts();
@@ -90,7 +105,7 @@ impl Inner {
             available_mib,
             processors: processors() as u32,
             limits: self.limits(),
-            peers: self.config.peers.clone(),
+            peers: lock(&self.peers).clone(),
             vms: lock(&self.vms).len() as u32,
             migrations_running: running + self.incoming() as u32,
             migrations_queued: queued,
@@ -116,7 +131,7 @@ impl Inner {
         }
         let files = spec::files(&offer.spec);
         here.files = files.iter().filter_map(|(w, p)| readable(w, p)).collect();
-        here.certificate = certificate(&self.config.tls).await;
+        here.certificate = certificate(self.config.tls.as_ref()).await;
         here.listen = self.cannot_listen();
         Preflight {
             problems: preflight::at_destination(&here, offer),

@@ -5,19 +5,18 @@ use std::collections::HashMap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use vmferry_engine::report::{MigrationReport, ReportOutcome};
+use vmferry_engine::report::{DestinationTimeline, MigrationReport, ReportOutcome};
 
 use super::admission::Admission;
 use super::{Inner, Result, lock, now_ms, store};
 use crate::control::ControlError;
 use crate::model::{Migration, MigrationOptions, MigrationState, ServiceEvent};
+use crate::telemetry::PreflightTimes;
 
 /// Files of a migration.
 pub(super) const RECORD: &str = "migration.json";
 pub(super) const REPORT: &str = "report.json";
 pub(super) const TRACE: &str = "trace.json";
-/// Migrations that are over and remembered.
-const REMEMBERED: usize = 1000;
 
 /// What is kept of a migration.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +27,26 @@ pub(super) struct Kept {
     /// The VM process was asked to begin it.
     #[serde(default)]
     pub(super) begun: bool,
+    /// W3C trace context of whoever asked for it.
+    #[serde(default)]
+    pub(super) parent: Option<String>,
+    /// When and with what result both hosts looked whether it could be.
+    #[serde(default)]
+    pub(super) preflight: Option<PreflightTimes>,
+    /// How far the other host's clock is ahead, in milliseconds.
+    #[serde(default)]
+    pub(super) clock_ahead_ms: Option<f64>,
+}
+
+/// What a VM process tells of a migration that is over.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Account<'a> {
+    /// Nothing: it had not begun, or the process died.
+    None,
+    /// The source's report.
+    Source(&'a MigrationReport),
+    /// When what happened at the destination.
+    Destination(&'a DestinationTimeline),
 }
 
 /// A migration.
@@ -72,12 +91,12 @@ impl Registry {
     }
 
     /// Forgets the oldest of those that are over, where there are too many. Returns their ids.
-    pub(super) fn prune(&mut self) -> Vec<String> {
-        if self.known.len() <= REMEMBERED {
+    pub(super) fn prune(&mut self, remembered: usize) -> Vec<String> {
+        if self.known.len() <= remembered {
             return Vec::new();
         }
         let over = self.list().into_iter().filter(|m| m.state.is_over());
-        let old: Vec<String> = over.skip(REMEMBERED).map(|m| m.id).collect();
+        let old: Vec<String> = over.skip(remembered).map(|m| m.id).collect();
         for id in &old {
             self.known.remove(id);
         }
@@ -131,27 +150,36 @@ impl Inner {
         self.tell(ServiceEvent::Migration(after.migration.clone()));
     }
 
-    /// A migration is over.
+    /// A migration is over, as its VM process tells in `account`.
     pub(super) fn over(
         &self,
         id: &str,
         state: MigrationState,
         reason: Option<String>,
-        report: Option<&MigrationReport>,
+        account: Account<'_>,
     ) {
-        self.update(id, |m| {
-            if !m.state.is_over() {
-                m.state = state;
-                m.reason = reason;
-                m.ended_ms = Some(now_ms());
-                m.blackout_ms = report.and_then(|r| r.blackout_ms);
-                m.total_ms = report.map(|r| r.total_ms);
+        let mut ended = None;
+        self.update_kept(id, |kept| {
+            let m = &mut kept.migration;
+            if m.state.is_over() {
+                return;
             }
+            m.state = state;
+            m.reason = reason;
+            m.ended_ms = Some(now_ms());
+            if let Account::Source(report) = account {
+                m.blackout_ms = report.blackout_ms;
+                m.total_ms = Some(report.total_ms);
+            }
+            ended = Some(kept.clone());
         });
+        if let Some(kept) = ended {
+            self.tell_world(&kept, account);
+        }
         let old = {
             let mut registry = lock(&self.migrations);
             registry.admission.end(id);
-            registry.prune()
+            registry.prune(self.config.remembered)
         };
         for id in old {
             self.store.remove_later(self.store.migrations().join(id));
@@ -221,6 +249,9 @@ mod tests {
             migration,
             options: MigrationOptions::default(),
             begun: false,
+            parent: None,
+            preflight: None,
+            clock_ahead_ms: None,
         };
         (id, Known::new(kept))
     }
@@ -229,9 +260,10 @@ mod tests {
     fn the_newest_are_remembered_and_what_is_not_over_always() {
         let mut registry = Registry::default();
         let states = [MigrationState::Running, MigrationState::Completed];
+        const REMEMBERED: usize = 1000;
         let all = (0..REMEMBERED as u64 + 5).map(|n| known(n, states[usize::from(n != 1)]));
         registry.known.extend(all);
-        let gone = registry.prune();
+        let gone = registry.prune(REMEMBERED);
         assert_eq!(gone.len(), 4);
         assert!(gone.iter().all(|id| *id < format!("{:032x}", 5)));
         let list = registry.list();

@@ -20,6 +20,7 @@ mod process;
 mod receive;
 mod spec;
 mod store;
+mod telling;
 mod vms;
 mod watch;
 
@@ -27,8 +28,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use thiserror::Error;
@@ -44,10 +45,12 @@ use crate::model::{
     MigrationRequest, MigrationStarted, Offer, Preflight, Reception, ReceptionRequest,
     ServiceEvent, Vm, VmSpec,
 };
+use crate::telemetry::TelemetryConfig;
 use drains::Draining;
 use entry::Entry;
 use migrations::Registry;
 use store::Store;
+use telling::Telling;
 
 pub use peers::{LocalPeer, Peer, PeerConnector};
 
@@ -65,8 +68,8 @@ pub struct HostConfig {
     pub state_dir: PathBuf,
     /// What is started as `BINARY vmm --dir DIR`.
     pub binary: PathBuf,
-    /// Certificates, for migrations from VM process to VM process.
-    pub tls: TlsFiles,
+    /// Certificates, for migrations from VM process to VM process; without, there are none.
+    pub tls: Option<TlsFiles>,
     /// Address that VM processes listen on for migrations.
     pub listen: IpAddr,
     /// First and last port that they take; 0 and 0: any.
@@ -77,10 +80,14 @@ pub struct HostConfig {
     pub limits: Limits,
     /// How machines are moved, where a request does not say.
     pub defaults: MigrationOptions,
-    /// Hosts that it knows: name → URL of the API.
+    /// Hosts that it knows, until [`Host::set_peers`]: name → URL of the API.
     pub peers: BTreeMap<String, String>,
     /// How long a source may take to come once a VM process waits for it, in seconds.
     pub come_within_s: u64,
+    /// Migrations that are over and remembered, with their reports and traces.
+    pub remembered: usize,
+    /// Where traces go.
+    pub telemetry: TelemetryConfig,
 }
 
 /// Why a host could not begin; in words, with what to do.
@@ -97,6 +104,7 @@ pub(crate) struct Inner {
     store: Store,
     connector: Arc<dyn PeerConnector>,
     limits: Mutex<Limits>,
+    peers: Mutex<BTreeMap<String, String>>,
     /// Processor features of KVM guests, or why there can be none.
     kvm: std::result::Result<Vec<String>, String>,
     vms: Mutex<BTreeMap<String, Arc<Entry>>>,
@@ -109,13 +117,11 @@ pub(crate) struct Inner {
     /// A drain may have something to do.
     drain_on: Notify,
     events: broadcast::Sender<ServiceEvent>,
-    metrics: OnceLock<MetricsSource>,
+    telling: Telling,
     began: Instant,
     /// None when it has been abandoned.
     tasks: Mutex<Option<JoinSet<()>>>,
 }
-
-type MetricsSource = Box<dyn Fn() -> String + Send + Sync>;
 
 impl fmt::Debug for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -143,12 +149,14 @@ impl Host {
                 config.listen
             )));
         }
+        let telling = Telling::start(&config.telemetry, &config.name).map_err(StartError)?;
         let store = Store::open(&config.state_dir).map_err(StartError)?;
         let kvm = tokio::task::spawn_blocking(facts::kvm)
             .await
             .unwrap_or_else(|e| Err(e.to_string()));
         let host = Self(Arc::new(Inner {
             limits: Mutex::new(config.limits.clone()),
+            peers: Mutex::new(config.peers.clone()),
             store,
             connector,
             kvm,
@@ -159,7 +167,7 @@ impl Host {
             drain: Mutex::default(),
             drain_on: Notify::new(),
             events: broadcast::Sender::new(EVENTS_KEPT),
-            metrics: OnceLock::new(),
+            telling,
             began: Instant::now(),
             tasks: Mutex::new(Some(JoinSet::new())),
             config,
@@ -178,15 +186,14 @@ impl Host {
         self.0.unbalanced.notify_one();
     }
 
-    /// What [`Control::metrics`] answers; the first one counts.
-    pub fn set_metrics(&self, metrics: impl Fn() -> String + Send + Sync + 'static) {
-        let _ = self.0.metrics.set(Box::new(metrics));
+    /// Other hosts that it knows, from now on.
+    pub fn set_peers(&self, peers: BTreeMap<String, String>) {
+        *lock(&self.0.peers) = peers;
     }
 
-    /// The directory in which a migration's report and trace are kept.
-    #[must_use]
-    pub fn migration_dir(&self, id: &str) -> PathBuf {
-        self.0.store.migrations().join(id)
+    /// Waits until the spans of migrations that are over are sent, for as long as `at_most`.
+    pub async fn flush_spans(&self, at_most: Duration) -> bool {
+        self.0.telling.exporter.flush(at_most).await
     }
 
     /// Ends everything that this does, and nothing else: returns when it is over. Whoever calls
@@ -257,10 +264,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Microseconds since 1970.
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |d| d.as_micros() as u64)
+}
+
 /// Milliseconds since 1970.
 fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |d| d.as_millis() as u64)
+    now_us() / 1000
 }
 
 #[async_trait]
@@ -353,7 +365,7 @@ impl Control for Host {
     }
 
     async fn trace(&self, id: &str) -> Result<serde_json::Value> {
-        self.0.kept_file(id, migrations::TRACE).await
+        self.0.trace(id).await
     }
 
     async fn cancel(&self, id: &str) -> Result<Migration> {
@@ -395,7 +407,7 @@ impl Control for Host {
         self.0.events.subscribe()
     }
 
-    fn metrics(&self) -> String {
-        self.0.metrics.get().map_or_else(String::new, |f| f())
+    async fn metrics(&self) -> String {
+        self.0.metrics().await
     }
 }

@@ -22,6 +22,8 @@ pub trait Peer: Send + Sync + fmt::Debug {
     async fn receive(&self, request: ReceptionRequest) -> Result<Reception>;
     /// A reception is not needed any more; whether there is one or not.
     async fn forget_reception(&self, id: &str) -> Result<()>;
+    /// What it has kept of a migration's trace, as OTLP JSON.
+    async fn trace(&self, id: &str) -> Result<serde_json::Value>;
     /// Measures the throughput to it, in Mbit/s; none where that cannot be done.
     async fn bandwidth(&self) -> Option<f64> {
         None
@@ -63,5 +65,9 @@ impl Peer for LocalPeer {
 
     async fn forget_reception(&self, id: &str) -> Result<()> {
         self.0.forget_reception(id).await
+    }
+
+    async fn trace(&self, id: &str) -> Result<serde_json::Value> {
+        self.0.trace(id).await
     }
 }

@@ -121,7 +121,7 @@ pub(super) async fn start(binary: &Path, dir: &Path) -> Result<Running, String> 
         Ok(connected) => connected,
         Err(why) => {
             let _ = child.kill().await;
-            let words = store::tail(&dir.join(LOG), 2000).unwrap_or_default();
+            let words = store::tail(&dir.join(LOG), 2000).map_or_else(|_| String::new(), |t| t.0);
             let last = words.lines().last().unwrap_or("nothing");
             return Err(format!("{why}; the last that it said: {last}"));
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
+use vmferry_engine::report::DestinationTimeline;
 use vmferry_machine::Console;
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::MigrationId;
@@ -14,7 +15,7 @@ use vmferry_vmm::client::ClientError;
 
 use super::depart::random_hex;
 use super::entry::{Entry, Phase, Record};
-use super::migrations::{Kept, Known, Registry};
+use super::migrations::{Account, Kept, Known, Registry};
 use super::{Inner, Result, lock, now_ms, preflight, process, spec};
 use crate::control::ControlError;
 use crate::model::{
@@ -86,12 +87,13 @@ impl Inner {
                 self.wait_for(&entry, &request).await
             }
             Err(e) => {
-                self.over(&id, MigrationState::Failed, Some(e.to_string()), None);
+                self.over(&id, MigrationState::Failed, Some(e.to_string()), Account::None);
                 return Err(e);
             }
         };
         if let Err(error) = &waits {
-            self.comes_not(&entry, &id, Some(error.to_string())).await;
+            let why = Some(error.to_string());
+            self.comes_not(&entry, &id, why, Account::None).await;
         }
         waits
     }
@@ -125,6 +127,9 @@ impl Inner {
             migration,
             options: MigrationOptions::default(),
             begun: true,
+            parent: None,
+            preflight: None,
+            clock_ahead_ms: None,
         };
         self.remember(&mut registry, Known::new(kept));
         Ok(())
@@ -149,7 +154,7 @@ impl Inner {
             let options = ReceiveOptions {
                 transport: request.transport.clone(),
                 listen: (self.config.listen, port).into(),
-                tls: self.config.tls.clone(),
+                tls: self.tls()?,
                 token: token.clone(),
                 link_mbit: request.link_mbit,
                 migration: Some(request.migration.clone()),
@@ -205,9 +210,11 @@ impl Inner {
         id: &str,
         completed: bool,
         reason: Option<String>,
+        timeline: &DestinationTimeline,
     ) {
+        let account = Account::Destination(timeline);
         if !completed {
-            return self.comes_not(entry, id, reason).await;
+            return self.comes_not(entry, id, reason, account).await;
         }
         self.arrived(entry).await;
         entry.with(|d| {
@@ -215,12 +222,18 @@ impl Inner {
                 d.migration = None;
             }
         });
-        self.over(id, MigrationState::Completed, None, None);
+        self.over(id, MigrationState::Completed, None, account);
         self.changed(entry);
     }
 
     /// A machine does not come: nothing of it stays.
-    pub(super) async fn comes_not(&self, entry: &Entry, id: &str, reason: Option<String>) {
+    pub(super) async fn comes_not(
+        &self,
+        entry: &Entry,
+        id: &str,
+        reason: Option<String>,
+        account: Account<'_>,
+    ) {
         if let Err(error) = self.dismiss(entry).await {
             tracing::error!(vm = entry.name, %error, "a reception that came to nothing stays");
         }
@@ -229,7 +242,7 @@ impl Inner {
             true => MigrationState::Cancelled,
             false => MigrationState::Failed,
         };
-        self.over(id, state, reason, None);
+        self.over(id, state, reason, account);
     }
 
     /// The end of a migration was told, or found.
@@ -240,11 +253,12 @@ impl Inner {
                 completed,
                 reason,
                 migration_id,
+                timeline,
                 ..
             } => {
                 let id = migration_id.or_else(|| entry.with(|d| d.migration.clone()));
                 if let Some(id) = id {
-                    self.came(entry, &id, completed, reason).await;
+                    self.came(entry, &id, completed, reason, &timeline).await;
                 }
             }
             _ => {}

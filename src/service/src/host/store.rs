@@ -214,19 +214,19 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, String
     }
 }
 
-/// The last bytes of a text file; nothing where there is none. Blocks.
-pub(super) fn tail(path: &Path, most: u64) -> io::Result<String> {
+/// The last bytes of a text file, and how many it has; nothing where there is none. Blocks.
+pub(super) fn tail(path: &Path, most: u64) -> io::Result<(String, u64)> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = match File::open(path) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((String::new(), 0)),
         Err(e) => return Err(e),
     };
     let len = file.metadata()?.len();
     file.seek(SeekFrom::Start(len.saturating_sub(most)))?;
     let mut bytes = Vec::new();
     file.take(most).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok((String::from_utf8_lossy(&bytes).into_owned(), len))
 }
 
 #[cfg(test)]
@@ -256,9 +256,9 @@ mod tests {
     fn the_end_of_a_file_is_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("serial.log");
-        assert_eq!(tail(&path, 10).unwrap(), "");
+        assert_eq!(tail(&path, 10).unwrap(), (String::new(), 0));
         fs::write(&path, "hello world").unwrap();
-        assert_eq!(tail(&path, 5).unwrap(), "world");
-        assert_eq!(tail(&path, 500).unwrap(), "hello world");
+        assert_eq!(tail(&path, 5).unwrap(), ("world".to_owned(), 11));
+        assert_eq!(tail(&path, 500).unwrap(), ("hello world".to_owned(), 11));
     }
 }

@@ -407,9 +407,13 @@ fn conflict(entry: &Entry, state: VmState) -> ControlError {
 pub(super) async fn console(entry: &Entry, most_bytes: u64) -> Result<ConsoleOutput> {
     let (dir, most) = (entry.dir.clone(), most_bytes.min(MOST_CONSOLE));
     let read = move || -> io::Result<ConsoleOutput> {
+        let (serial, serial_bytes) = store::tail(&dir.join(spec::SERIAL), most)?;
+        let (debug, debug_bytes) = store::tail(&dir.join(spec::DEBUG), most)?;
         Ok(ConsoleOutput {
-            serial: store::tail(&dir.join(spec::SERIAL), most)?,
-            debug: store::tail(&dir.join(spec::DEBUG), most)?,
+            serial,
+            debug,
+            serial_bytes,
+            debug_bytes,
         })
     };
     let read = tokio::task::spawn_blocking(read).await;

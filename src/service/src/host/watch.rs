@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use vmferry_vmm::api::{Event, ProgressLine};
+use vmferry_vmm::api::{Event, PassLine, ProgressLine};
 use vmferry_vmm::client::VmmClient;
 
 use super::entry::{Entry, Phase};
 use super::{Inner, process};
-use crate::model::{MigrationProgress, MigrationState, VmState};
+use crate::model::{MigrationProgress, PassProgress, MigrationState, VmState};
 
 /// What whoever waits for a verdict hears where there will be none.
 pub(super) const NO_VERDICT: &str = "";
@@ -107,6 +107,16 @@ pub(super) fn shown(line: &ProgressLine) -> MigrationProgress {
         predicted_blackout_ms: line.predicted_blackout_ms,
         jobs_unsettled: line.jobs_unsettled,
         stall_ms: line.stall_ms,
+        passes: line.passes.iter().map(pass).collect(),
+        bytes_by_codec: line.bytes_by_codec.clone(),
+    }
+}
+
+fn pass(line: &PassLine) -> PassProgress {
+    PassProgress {
+        pass: line.pass,
+        pages_dirtied: line.considered,
+        pages_sent: line.sent,
     }
 }
 

@@ -1,11 +1,12 @@
 //! All that the spans of one side of a migration are built from.
 
+use serde::{Deserialize, Serialize};
 use vmferry_engine::report::{DestinationTimeline, MigrationReport};
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::trace::TraceParent;
 
 /// When both hosts looked whether the migration could be.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PreflightTimes {
     /// Begin: microseconds since 1970, UTC, by this host's clock.
     pub began_unix_us: u64,

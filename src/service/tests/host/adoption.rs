@@ -73,7 +73,7 @@ async fn a_migration_that_is_cancelled_while_both_services_are_away_leaves_nothi
     assert_eq!(end(&b, &id).await.state, MigrationState::Cancelled);
     assert!(names(&b).await.is_empty());
     runs_unharmed(&a, "web").await;
-    common::moves(&a, "web", to("b")).await;
+    crate::common::moves(&a, "web", to("b")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,7 +83,7 @@ async fn what_waits_for_its_turn_has_it_under_the_next_service() {
     config.limits.outgoing = 0;
     let a = lab.host_with(config).await;
     let b = lab.host("b").await;
-    a.create(common::light("web")).await.unwrap();
+    a.create(crate::common::light("web")).await.unwrap();
     let id = a.migrate("web", to("b")).await.unwrap().id;
     lab.kill("a", a).await;
     let a = lab.host("a").await;

@@ -16,6 +16,7 @@ use vmferry_service::model::{
     Limits, Migration, MigrationOptions, MigrationRequest, MigrationState, ServiceEvent, VmSpec,
     VmState,
 };
+use vmferry_service::telemetry::TelemetryConfig;
 use vmferry_transports::keys::Authority;
 use vmferry_vmm::api::TlsFiles;
 
@@ -81,7 +82,7 @@ impl Lab {
             name: name.to_owned(),
             state_dir: self.path(name),
             binary: env!("CARGO_BIN_EXE_vmferry-vm-process").into(),
-            tls: files,
+            tls: Some(files),
             listen: [127, 0, 0, 1].into(),
             ports: (0, 0),
             advertise: None,
@@ -89,6 +90,8 @@ impl Lab {
             defaults: MigrationOptions::default(),
             peers: peers.map(|peer| (peer.to_owned(), url(peer))).collect(),
             come_within_s: 30,
+            remembered: 1000,
+            telemetry: TelemetryConfig::default(),
         }
     }
 

@@ -139,7 +139,7 @@ async fn a_drain_that_the_services_death_interrupts_is_over_and_another_finishes
             tokio::task::yield_now().await;
         },
     };
-    common::under_way(&a, &first).await;
+    crate::common::under_way(&a, &first).await;
     lab.kill("a", a).await;
     let a = lab.host("a").await;
     let table = a.drain_state().await.unwrap();

@@ -233,11 +233,11 @@ fn messages_that_make_no_sense_break_nothing() {
     let service = busy();
     let browser = opened(&service, WIDE);
     for line in [
-        "data: {\n\n",
-        "data: null\n\n",
-        "data: {\"kind\":\"vm\"}\n\n",
+        "event: vm\ndata: {\n\n",
+        "event: vm\ndata: null\n\n",
+        "event: vm\ndata: {\"kind\":\"vm\"}\n\n",
         ": a comment\n\n",
-        "data: {\"kind\":\"of-tomorrow\",\"value\":{}}\n\n",
+        "event: of-tomorrow\ndata: {\"kind\":\"of-tomorrow\",\"value\":{}}\n\n",
         "event: other\ndata: {\"kind\":\"vm-gone\",\"value\":\"web-1\"}\n\n",
     ] {
         service.tell_raw(line);

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use tokio::sync::{mpsc, oneshot};
 use vmferry_engine::report::MigrationReport;
+use vmferry_service::api::types::{Snapshot, StreamEvent, StreamFrame};
 use vmferry_service::model::{HostInfo, ServiceEvent};
 use vmferry_service::page;
 
@@ -41,9 +42,10 @@ pub(crate) struct Service {
 
 type Shared = web::Data<Arc<(Mutex<Script>, Condvar)>>;
 
-fn frame(event: &ServiceEvent) -> String {
-    let json = serde_json::to_string(event).expect("plain data");
-    format!("data: {json}\n\n")
+fn frame(event: &StreamEvent) -> String {
+    let json = serde_json::to_value(event).expect("plain data");
+    let kind = json["kind"].as_str().expect("all have one");
+    format!("event: {kind}\ndata: {json}\n\n")
 }
 
 async fn document() -> HttpResponse {
@@ -146,16 +148,24 @@ impl Service {
         change(&mut self.shared.0.lock().expect("no thread panics inside"))
     }
 
-    /// What new readers are told first; ends with `Ready`.
+    /// What new readers are told first: all that these events tell of.
     pub(crate) fn snapshot(&self, events: &[ServiceEvent]) {
-        let mut lines: Vec<_> = events.iter().map(frame).collect();
-        lines.push(frame(&ServiceEvent::Ready));
-        self.set(|script| script.snapshot = lines);
+        let mut all = Snapshot::default();
+        for event in events.iter().cloned() {
+            match event {
+                ServiceEvent::Vm(vm) => all.vms.push(vm),
+                ServiceEvent::Migration(m) => all.migrations.push(m),
+                ServiceEvent::Drain(drain) => all.drain = Some(drain),
+                ServiceEvent::VmGone(_) => panic!("nothing is gone from a snapshot"),
+            }
+        }
+        let first = frame(&StreamEvent::Frame(StreamFrame::Snapshot(all)));
+        self.set(|script| script.snapshot = vec![first]);
     }
 
     /// Tells all readers.
     pub(crate) fn tell(&self, event: &ServiceEvent) {
-        self.tell_raw(&frame(event));
+        self.tell_raw(&frame(&StreamEvent::Change(event.clone())));
     }
 
     /// Sends all readers bytes as they are.

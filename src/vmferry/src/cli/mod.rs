@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Demo(Box<DemoArgs>),
     /// Say what this host can do: KVM, huge pages, userfaultfd, and what vmferry would use
     Doctor(DoctorArgs),
+    /// Run the host service: machines, their migrations, and the API that all other commands ask
+    Serve(ServeArgs),
     /// Check or show a host's configuration
     #[command(subcommand)]
     Config(crate::config::ConfigCommand),
@@ -74,6 +76,13 @@ pub(crate) struct DoctorArgs {
     /// Print JSON instead of text
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// The configuration; config/host.toml explains all its keys
+    #[arg(long, value_name = "FILE", default_value = "/etc/vmferry/host.toml")]
+    pub(crate) config: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -101,7 +110,7 @@ pub(crate) struct VmmArgs {
 }
 
 /// Commands that need no host service.
-const LOCAL: [&str; 7] = ["demo", "doctor", "config", "keys", "completions", "man", "vmm"];
+const LOCAL: [&str; 8] = ["serve", "demo", "doctor", "config", "keys", "completions", "man", "vmm"];
 
 /// The command line as a whole. Options that say how a service is reached can stand anywhere, but
 /// are not shown where no service is needed.

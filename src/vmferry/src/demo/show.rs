@@ -118,6 +118,7 @@ mod tests {
             predicted_blackout_ms: Some(1.25),
             stall_ms: 0.5,
             run_delay_ms: 0.0,
+            ..ProgressLine::default()
         });
         assert_eq!(
             text,

@@ -1,8 +1,6 @@
 //! Every way to be refused, and that the refusal is a problem document.
 
-mod common;
-
-use common::{Lab, refused, spec};
+use crate::common::{Lab, refused, spec};
 use vmferry_service::model::MigrationRequest;
 
 #[tokio::test]
@@ -159,7 +157,7 @@ async fn bodies_that_are_not_read() {
         large.len()
     );
     let answer = lab.raw(chunked.as_bytes()).await;
-    common::Answer::parse(&answer).problem(413, path);
+    crate::common::Answer::parse(&answer).problem(413, path);
     let path = "/v1/peer/sink";
     lab.ask("POST", path, text, "x").await.problem(415, path);
     let too_much = format!(
@@ -170,7 +168,7 @@ async fn bodies_that_are_not_read() {
     let mut too_much = too_much.into_bytes();
     too_much.resize(too_much.len() + (65 << 20), 0);
     let answer = lab.raw(&too_much).await;
-    common::Answer::parse(&answer).problem(413, path);
+    crate::common::Answer::parse(&answer).problem(413, path);
 }
 
 #[tokio::test]

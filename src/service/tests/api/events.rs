@@ -1,8 +1,6 @@
 //! The event stream.
 
-mod common;
-
-use common::{Lab, refused, spec};
+use crate::common::{Lab, refused, spec};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use vmferry_service::api::types::{StreamEvent, StreamFrame};

@@ -16,20 +16,20 @@ use vmferry_service::model::{
 type Result<T> = std::result::Result<T, ControlError>;
 
 /// Most machines of it.
-pub const MAX_VMS: usize = 64;
+pub(crate) const MAX_VMS: usize = 64;
 /// Events that it keeps for readers.
-pub const QUEUE: usize = 64;
+pub(crate) const QUEUE: usize = 64;
 
 /// A host made of a map. Some names make trouble: see `create`.
-pub struct FakeHost {
+pub(crate) struct FakeHost {
     state: Mutex<State>,
     events: broadcast::Sender<ServiceEvent>,
     /// Told when a request for machine `slow` has come.
-    pub reached: Notify,
+    pub(crate) reached: Notify,
     /// Lets it go on.
-    pub release: Notify,
+    pub(crate) release: Notify,
     /// Told when it is done.
-    pub finished: Notify,
+    pub(crate) finished: Notify,
 }
 
 #[derive(Default)]
@@ -42,7 +42,7 @@ struct State {
 }
 
 impl FakeHost {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             events: broadcast::channel(QUEUE).0,
@@ -57,12 +57,12 @@ impl FakeHost {
     }
 
     /// Tells all readers.
-    pub fn say(&self, event: ServiceEvent) {
+    pub(crate) fn say(&self, event: ServiceEvent) {
         let _ = self.events.send(event);
     }
 
     /// How many readers there are.
-    pub fn readers(&self) -> usize {
+    pub(crate) fn readers(&self) -> usize {
         self.events.receiver_count()
     }
 
@@ -359,13 +359,13 @@ impl Control for FakeHost {
         self.events.subscribe()
     }
 
-    fn metrics(&self) -> String {
+    async fn metrics(&self) -> String {
         "# TYPE vmferry_vms gauge\nvmferry_vms 0\n".to_owned()
     }
 }
 
 /// A report with what has no default.
-pub fn report(id: &str) -> MigrationReport {
+pub(crate) fn report(id: &str) -> MigrationReport {
     serde_json::from_value(serde_json::json!({
         "migration_id": id, "outcome": "cancelled", "reason": "somebody cancelled",
         "machine": "process", "transport": "quic", "streams": 2, "tracker": "wp-group",

@@ -1,8 +1,6 @@
 //! The API over its unix socket, through its client: every route.
 
-mod common;
-
-use common::{Lab, PAGE, refused, spec};
+use crate::common::{Lab, refused, spec};
 use vmferry_service::api::{self, Listen, ListenError};
 use vmferry_service::client::{ApiClient, ClientError};
 use vmferry_service::model::{
@@ -78,7 +76,7 @@ async fn migrations() {
 
     assert_eq!(api.migration(&first).await.unwrap(), cancelled);
     let report = api.report(&first).await.unwrap();
-    assert_eq!(report, common::fake::report(&first));
+    assert_eq!(report, crate::common::fake::report(&first));
     assert!(api.trace(&first).await.unwrap()["resourceSpans"].is_array());
 
     let body = r#"{"to":"host-b","options":{"streams":4,"codec":"zstd:3"}}"#;
@@ -113,7 +111,7 @@ async fn the_host_and_its_drain() {
 async fn what_is_at_the_root() {
     let lab = Lab::new();
     let api = lab.local();
-    assert_eq!(api.page().await.unwrap(), PAGE);
+    assert_eq!(api.page().await.unwrap(), vmferry_service::page::HTML);
     assert!(api.metrics().await.unwrap().contains("vmferry_vms 0"));
     assert_eq!(api.openapi().await.unwrap(), api::openapi::document());
     let page = lab.ask("GET", "/", "", "").await;
@@ -176,10 +174,10 @@ async fn many_at_once() {
             api.sink(1 << 20).await.unwrap();
         }
     };
-    futures_util::future::join_all((0..common::fake::MAX_VMS).map(ask)).await;
+    futures_util::future::join_all((0..crate::common::fake::MAX_VMS).map(ask)).await;
     assert_eq!(
         lab.local().vms().await.unwrap().len(),
-        common::fake::MAX_VMS
+        crate::common::fake::MAX_VMS
     );
     let full = refused(lab.local().create(&spec("one-more")).await);
     assert_eq!(full.0, 429);
@@ -231,9 +229,9 @@ async fn two_do_not_listen_at_one_socket() {
         unix: Some(lab.socket.clone()),
         tls: None,
     };
-    let taken = api::serve(lab.fake.clone(), again, PAGE).unwrap_err();
+    let taken = api::serve(lab.fake.clone(), again).unwrap_err();
     assert!(matches!(taken, ListenError::Taken(_)), "{taken}");
-    let nowhere = api::serve(lab.fake.clone(), Listen::default(), PAGE).unwrap_err();
+    let nowhere = api::serve(lab.fake.clone(), Listen::default()).unwrap_err();
     assert!(matches!(nowhere, ListenError::Nowhere));
     assert_eq!(lab.local().host().await.unwrap().name, "host-a");
 }

@@ -1,10 +1,8 @@
 //! The API over TLS: who is let in, and who may do what.
 
-mod common;
-
 use std::sync::Arc;
 
-use common::{Lab, refused, spec};
+use crate::common::{Lab, refused, spec};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -1,7 +1,7 @@
 //! An API with a fake host behind it, and ways to ask it.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-pub mod fake;
+pub(crate) mod fake;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,19 +15,17 @@ use vmferry_service::api::{self, ApiHandle, Listen, TlsListen};
 use vmferry_service::client::{ApiClient, ClientError};
 use vmferry_transports::keys::{Authority, HostKeys};
 
-pub const PAGE: &str = "<!doctype html><title>a page</title>";
-
 /// An API, on a unix socket and with TLS.
-pub struct Lab {
-    pub fake: Arc<FakeHost>,
-    pub handle: ApiHandle,
-    pub authority: Authority,
-    pub socket: PathBuf,
+pub(crate) struct Lab {
+    pub(crate) fake: Arc<FakeHost>,
+    pub(crate) handle: ApiHandle,
+    pub(crate) authority: Authority,
+    pub(crate) socket: PathBuf,
     dir: TempDir,
 }
 
 impl Lab {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::new().unwrap();
         let keys = authority.issue_for("host-a", &["127.0.0.1"]).unwrap();
@@ -43,7 +41,7 @@ impl Lab {
                 key: files.key,
             }),
         };
-        let handle = api::serve(fake.clone(), listen, PAGE).unwrap();
+        let handle = api::serve(fake.clone(), listen).unwrap();
         Self {
             fake,
             handle,
@@ -54,26 +52,26 @@ impl Lab {
     }
 
     /// A client on the unix socket.
-    pub fn local(&self) -> ApiClient {
+    pub(crate) fn local(&self) -> ApiClient {
         ApiClient::new(&format!("unix:{}", self.socket.display()), None).unwrap()
     }
 
-    pub fn tls_address(&self) -> SocketAddr {
+    pub(crate) fn tls_address(&self) -> SocketAddr {
         self.handle.tls_address().unwrap()
     }
 
     /// A client over TLS, with a certificate for these names.
-    pub fn remote(&self, name: &str, others: &[&str]) -> ApiClient {
+    pub(crate) fn remote(&self, name: &str, others: &[&str]) -> ApiClient {
         self.with_keys(&self.authority.issue_for(name, others).unwrap())
     }
 
-    pub fn with_keys(&self, keys: &HostKeys) -> ApiClient {
+    pub(crate) fn with_keys(&self, keys: &HostKeys) -> ApiClient {
         let url = format!("https://{}", self.tls_address());
         ApiClient::new(&url, Some(&keys.identity().unwrap())).unwrap()
     }
 
     /// Sends bytes to the unix socket; all that is answered, until the end.
-    pub async fn raw(&self, request: &[u8]) -> String {
+    pub(crate) async fn raw(&self, request: &[u8]) -> String {
         let mut socket = UnixStream::connect(&self.socket).await.unwrap();
         // An answer may come before all is sent.
         let _ = socket.write_all(request).await;
@@ -83,7 +81,7 @@ impl Lab {
     }
 
     /// One request to the unix socket.
-    pub async fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
+    pub(crate) async fn ask(&self, method: &str, path: &str, headers: &str, body: &str) -> Answer {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\
              Content-Length: {}\r\n\r\n{body}",
@@ -93,7 +91,7 @@ impl Lab {
     }
 
     /// The same, with JSON.
-    pub async fn json(&self, method: &str, path: &str, body: &str) -> Answer {
+    pub(crate) async fn json(&self, method: &str, path: &str, body: &str) -> Answer {
         let headers = "Content-Type: application/json\r\n";
         self.ask(method, path, headers, body).await
     }
@@ -101,14 +99,14 @@ impl Lab {
 
 /// An answer, taken apart.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
         let status = head.split(' ').nth(1).and_then(|s| s.parse().ok());
         Self {
@@ -119,7 +117,7 @@ impl Answer {
     }
 
     /// The detail of a problem document, after checking it.
-    pub fn problem(&self, status: u16, path: &str) -> String {
+    pub(crate) fn problem(&self, status: u16, path: &str) -> String {
         assert_eq!(self.status, status, "{self:?}");
         let header = "content-type: application/problem+json";
         assert!(self.head.contains(header), "{self:?}");
@@ -134,13 +132,13 @@ impl Answer {
 }
 
 /// The status and the detail that a client was refused with.
-pub fn refused<T: std::fmt::Debug>(outcome: Result<T, ClientError>) -> (u16, String) {
+pub(crate) fn refused<T: std::fmt::Debug>(outcome: Result<T, ClientError>) -> (u16, String) {
     let error = outcome.unwrap_err();
     let status = error.status().unwrap_or_else(|| panic!("{error}"));
     (status, error.detail())
 }
 
 /// A machine's description.
-pub fn spec(name: &str) -> vmferry_service::model::VmSpec {
+pub(crate) fn spec(name: &str) -> vmferry_service::model::VmSpec {
     serde_json::from_value(serde_json::json!({"name": name, "ram_mib": 64})).unwrap()
 }

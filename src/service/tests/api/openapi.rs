@@ -1,7 +1,5 @@
 //! The OpenAPI document: it is whole, and it is the one that is checked in.
 
-mod common;
-
 use std::collections::BTreeSet;
 
 use serde_json::Value;
@@ -89,7 +87,7 @@ fn every_operation_is_described() {
 
 #[tokio::test]
 async fn every_operation_is_there() {
-    let lab = common::Lab::new();
+    let lab = crate::common::Lab::new();
     let whole = parsed();
     for (path, item) in whole["paths"].as_object().unwrap() {
         let real = path
