@@ -18,7 +18,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
 /// Certificates with a name that begins so may do everything.
-pub const ADMIN_PREFIX: &str = "admin-";
+pub use vmferry_transports::keys::ADMIN as ADMIN_PREFIX;
 
 /// A connection that takes nothing for so long, with bytes waiting for it, ends.
 const STUCK: Duration = Duration::from_secs(60);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use vmferry_protocol::ids::MigrationId;
-use vmferry_service::telemetry::{
 use vmferry_service::telemetry::otlp::to_otlp_json;
+use vmferry_service::telemetry::{
     Exporter, Metrics, MigrationRecord, Protocol, Span, Story, TelemetryConfig, spans,
 };
 use vmferry_tests::engine::guard;

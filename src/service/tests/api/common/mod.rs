@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use vmferry_service::api::{self, ApiHandle, Listen, TlsListen};
 use vmferry_service::client::{ApiClient, ClientError};
-use vmferry_transports::keys::{Authority, HostKeys};
+use vmferry_transports::keys::{ADMIN, Authority, DAYS, HostKeys};
 
 /// An API, on a unix socket and with TLS.
 pub(crate) struct Lab {
@@ -62,7 +62,11 @@ impl Lab {
 
     /// A client over TLS, with a certificate for these names.
     pub(crate) fn remote(&self, name: &str, others: &[&str]) -> ApiClient {
-        self.with_keys(&self.authority.issue_for(name, others).unwrap())
+        let keys = match name.strip_prefix(ADMIN) {
+            Some(user) => self.authority.user(user, DAYS),
+            None => self.authority.issue_for(name, others),
+        };
+        self.with_keys(&keys.unwrap())
     }
 
     pub(crate) fn with_keys(&self, keys: &HostKeys) -> ApiClient {
