@@ -3,7 +3,13 @@
 //! ends with its standard input.
 
 #[path = "../tests/api/common/fake.rs"]
-#[allow(dead_code, unreachable_pub, missing_docs, reason = "shared with tests")]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "shared with tests"
+)]
 mod fake;
 
 use std::error::Error;

@@ -182,7 +182,11 @@ fn line(live: &Live) -> ProgressLine {
         bytes_per_second: p.throughput.unwrap_or(0.0),
         bytes_wire: p.bytes_wire,
         jobs_unsettled: p.jobs_unsettled,
-        predicted_blackout_ms: p.predicted.map(|d| d.as_secs_f64() * 1e3),
+        // Before anything has travelled, nothing can be predicted.
+        predicted_blackout_ms: p
+            .predicted
+            .filter(|_| p.throughput.is_some_and(|rate| rate > 0.0))
+            .map(|d| d.as_secs_f64() * 1e3),
         stall_ms: live.costs.stall.as_secs_f64() * 1e3,
         run_delay_ms: live.run_delay.as_secs_f64() * 1e3,
         passes: p.passes.iter().map(pass_line).collect(),

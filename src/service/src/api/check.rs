@@ -111,7 +111,7 @@ impl Check for VmSpec {
         );
         need(
             wrong,
-            (2..=16 << 20).contains(&self.ram_mib) && self.ram_mib % 2 == 0,
+            (2..=16 << 20).contains(&self.ram_mib) && self.ram_mib.is_multiple_of(2),
             "ram_mib",
             "give an even number from 2 to 16777216",
         );

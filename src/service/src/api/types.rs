@@ -99,6 +99,7 @@ pub enum StreamEvent {
 /// How an event stream begins, and how it ends for a reader that is too slow.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case", tag = "kind", content = "value")]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum StreamFrame {
     /// The first event.
     Snapshot(Snapshot),

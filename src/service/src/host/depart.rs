@@ -199,7 +199,10 @@ impl Inner {
             Ok(())
         })?;
         let parent = request.traceparent.as_deref().and_then(|p| p.parse().ok());
-        let context = id.parse().ok().map(|id| migration_context(id, parent.as_ref()));
+        let context = id
+            .parse()
+            .ok()
+            .map(|id| migration_context(id, parent.as_ref()));
         let migration = Migration {
             id: id.clone(),
             vm: entry.name.clone(),

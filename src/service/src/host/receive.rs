@@ -87,7 +87,12 @@ impl Inner {
                 self.wait_for(&entry, &request).await
             }
             Err(e) => {
-                self.over(&id, MigrationState::Failed, Some(e.to_string()), Account::None);
+                self.over(
+                    &id,
+                    MigrationState::Failed,
+                    Some(e.to_string()),
+                    Account::None,
+                );
                 return Err(e);
             }
         };

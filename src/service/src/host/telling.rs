@@ -14,9 +14,7 @@ use super::{Inner, Result, facts, lock};
 use crate::model::{Direction, MigrationState};
 use crate::telemetry::metrics::Load;
 use crate::telemetry::otlp::{Origin, merge, to_otlp_json};
-use crate::telemetry::{
-    Exporter, MigrationRecord, Metrics, Story, TelemetryConfig, spans,
-};
+use crate::telemetry::{Exporter, Metrics, MigrationRecord, Story, TelemetryConfig, spans};
 
 /// How long another host may take to tell its part of a trace, and a VM process how it is.
 const ASK_WITHIN: Duration = Duration::from_secs(3);
@@ -32,10 +30,7 @@ pub(super) struct Telling {
 impl Telling {
     /// # Errors
     /// In words: the configuration makes no sense.
-    pub(super) fn start(
-        config: &TelemetryConfig,
-        host: &str,
-    ) -> std::result::Result<Self, String> {
+    pub(super) fn start(config: &TelemetryConfig, host: &str) -> std::result::Result<Self, String> {
         let metrics = Metrics::new()?;
         Ok(Self {
             exporter: Exporter::start(config, host, metrics.spans())?,
@@ -150,15 +145,16 @@ impl Inner {
         let limits = self.limits();
         metrics.set_limits(&limits);
         let sending = lock(&self.migrations).list();
-        let link = sending.iter().filter(|m| m.state == MigrationState::Running);
+        let link = sending
+            .iter()
+            .filter(|m| m.state == MigrationState::Running);
         let budget = self.budget();
         let compressors = tokio::task::spawn_blocking(move || budget.in_use()).await;
         metrics.set_load(&Load {
             vm_ram_bytes: ram_mib << 20,
             link_bytes_per_second: link
                 .filter_map(|m| m.progress.as_ref())
-                .map(|p| p.bytes_per_second)
-                .sum(),
+                .fold(0.0, |sum, p| sum + p.bytes_per_second),
             compressors: compressors.unwrap_or(0) as u64,
         });
         metrics.text()

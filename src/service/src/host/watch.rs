@@ -10,7 +10,7 @@ use vmferry_vmm::client::VmmClient;
 
 use super::entry::{Entry, Phase};
 use super::{Inner, process};
-use crate::model::{MigrationProgress, PassProgress, MigrationState, VmState};
+use crate::model::{MigrationProgress, MigrationState, PassProgress, VmState};
 
 /// What whoever waits for a verdict hears where there will be none.
 pub(super) const NO_VERDICT: &str = "";

@@ -32,6 +32,9 @@ pub(super) fn start(config: &Log) -> Filter {
         LogFormat::Json => lines.json().with_ansi(false).boxed(),
     };
     // Where there is a log already, as in tests, it stays.
-    let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
+    let _ = tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .try_init();
     Filter(handle)
 }

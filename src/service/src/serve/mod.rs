@@ -124,7 +124,9 @@ fn files(tls: &Tls) -> TlsFiles {
 
 fn urls(config: &Config) -> std::collections::BTreeMap<String, String> {
     let peers = config.peers.iter();
-    peers.map(|(name, peer)| (name.clone(), peer.url.clone())).collect()
+    peers
+        .map(|(name, peer)| (name.clone(), peer.url.clone()))
+        .collect()
 }
 
 fn host_config(config: &Config, binary: PathBuf) -> HostConfig {

@@ -1,4 +1,5 @@
 //! The API and its client, with a fake host behind it.
+#![allow(clippy::unwrap_used)] // Helpers fail by unwrapping, as tests do.
 
 mod common;
 

@@ -21,9 +21,11 @@ use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 use vmferry_service::telemetry::Protocol;
 
+type Requests = Vec<(Option<String>, ExportTraceServiceRequest)>;
+
 /// What has come, with the value of the header `x-key`.
 #[derive(Clone, Default)]
-pub(crate) struct Heard(Arc<Mutex<Vec<(Option<String>, ExportTraceServiceRequest)>>>);
+pub(crate) struct Heard(Arc<Mutex<Requests>>);
 
 impl Heard {
     fn add(&self, key: Option<&str>, request: ExportTraceServiceRequest) {
@@ -32,7 +34,7 @@ impl Heard {
     }
 
     /// All of it.
-    pub(crate) fn take(&self) -> Vec<(Option<String>, ExportTraceServiceRequest)> {
+    pub(crate) fn take(&self) -> Requests {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }

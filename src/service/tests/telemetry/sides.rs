@@ -92,7 +92,7 @@ pub(crate) async fn completed() -> Sides {
     let ended = under.end().await;
     assert!(ended.completed(), "{}", ended.why_source());
     let sides = Sides::new(migration, Some(CALLER), &ended);
-    let _ = there.machine.stop();
+    there.machine.stop();
     sides
 }
 
@@ -117,7 +117,7 @@ pub(crate) async fn cancelled() -> Sides {
     let ended = under.end().await;
     assert_eq!(ended.why_source(), "cancelled");
     let sides = Sides::new(migration, None, &ended);
-    let _ = guest.machine.stop();
+    guest.machine.stop();
     sides
 }
 
@@ -137,6 +137,6 @@ pub(crate) async fn failed() -> Sides {
     let ended = under.end().await;
     assert!(!ended.completed());
     let sides = Sides::new(migration, None, &ended);
-    let _ = guest.machine.stop();
+    guest.machine.stop();
     sides
 }

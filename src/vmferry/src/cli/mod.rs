@@ -110,7 +110,16 @@ pub(crate) struct VmmArgs {
 }
 
 /// Commands that need no host service.
-const LOCAL: [&str; 8] = ["serve", "demo", "doctor", "config", "keys", "completions", "man", "vmm"];
+const LOCAL: [&str; 8] = [
+    "serve",
+    "demo",
+    "doctor",
+    "config",
+    "keys",
+    "completions",
+    "man",
+    "vmm",
+];
 
 /// The command line as a whole. Options that say how a service is reached can stand anywhere, but
 /// are not shown where no service is needed.

@@ -20,7 +20,10 @@ pub(super) async fn run(session: &mut Session, args: &ConsoleArgs) -> Result<Exi
     let first = session.remote.console(name, args.tail).await?;
     let mut seen = total(&first, args.debug);
     print(session, args, &first, text(&first, args.debug))?;
-    while args.follow {
+    if !args.follow {
+        return Ok(Exit::Ok);
+    }
+    loop {
         sleep(READ_EVERY).await;
         let now = session.remote.console(name, args.tail.max(WINDOW)).await?;
         let (said, so_far) = (text(&now, args.debug), total(&now, args.debug));
@@ -38,7 +41,6 @@ pub(super) async fn run(session: &mut Session, args: &ConsoleArgs) -> Result<Exi
         }
         print(session, args, &now, fresh)?;
     }
-    Ok(Exit::Ok)
 }
 
 fn text(console: &ConsoleOutput, debug: bool) -> &str {

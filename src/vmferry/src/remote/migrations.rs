@@ -5,6 +5,7 @@ use std::io::Write;
 
 use vmferry_engine::report::render;
 use vmferry_service::model::{Direction, Migration};
+use vmferry_service::telemetry::jaeger::to_jaeger_json;
 
 use super::migrate::{self, lines, short};
 use super::session::Session;
@@ -76,9 +77,10 @@ async fn whole(session: &Session, begin: &str) -> Result<String> {
 fn written_as(otlp: serde_json::Value, format: TraceFormat) -> Result<serde_json::Value> {
     match format {
         TraceFormat::Otlp => Ok(otlp),
-        TraceFormat::Jaeger => Err(CommandError::Asked(
-            "this version writes traces as OTLP only: give --format otlp".to_owned(),
-        )),
+        TraceFormat::Jaeger => {
+            let strange = |why| CommandError::Asked(format!("the trace makes no sense: {why}"));
+            to_jaeger_json(&otlp).map_err(strange)
+        }
     }
 }
 

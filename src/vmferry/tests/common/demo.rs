@@ -74,6 +74,11 @@ impl Ran {
         report
     }
 
+    /// It went well.
+    pub(crate) fn ok(&self) {
+        assert_eq!(self.code, Some(0), "{self:?}");
+    }
+
     /// All of stdout as JSON.
     pub(crate) fn report(&self) -> Value {
         match serde_json::from_str(&self.stdout) {

@@ -96,8 +96,8 @@ impl Families {
                 BLACKOUT,
             )?,
             brownout: add.histogram(
-                "vmferry_brownout_lost_seconds",
-                "Work that guests lost before the pause, in time at their usual speed.",
+                "vmferry_brownout_seconds",
+                "How long guests were held up before the pause: writers by notifications, vCPUs for want of a processor.",
                 BROWNOUT,
             )?,
             encoded: add.counters(

@@ -65,10 +65,8 @@ impl Metrics {
         if let Some(ms) = report.blackout_ms {
             f.blackout.observe(ms / 1e3);
         }
-        if let Some(ms) = report.guest.brownout_lost_ms {
-            // Noise of measuring may make it a little less than nothing.
-            f.brownout.observe(ms.max(0.0) / 1e3);
-        }
+        let held_up_ms = report.notifications.stall_ms + report.vcpu_run_delay_ms;
+        f.brownout.observe(held_up_ms.max(0.0) / 1e3);
         for (codec, bytes) in &report.bytes_by_codec {
             f.encoded.with_label_values(&[codec]).inc_by(*bytes);
         }

@@ -322,6 +322,8 @@ async fn a_trace_is_written_where_it_is_wanted() {
     assert_eq!(trace["of"], ID);
     let printed = ran(&fake, &words).await;
     assert!(printed.out.contains("resourceSpans"), "{printed:?}");
+    let jaeger = ran(&fake, &format!("migrations trace {ID}")).await;
+    assert!(jaeger.out.contains("\"data\""), "{jaeger:?}");
     let nowhere = ran(&fake, &format!("{words} --out /nowhere/t")).await;
     let error = nowhere.exit.unwrap_err();
     assert!(
