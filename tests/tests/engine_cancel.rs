@@ -34,7 +34,7 @@ async fn cancelled_when(
         ..Plan::scripted(&script)
     };
     let under = begin(guest, &plan).await;
-    let at_source: source::Canceller = under.source.canceller();
+    let at_source: source::SourceOperator = under.source.operator();
     let at_destination: destination::Operator = under.destination.operator();
     let _ = cancel.set(match from {
         Way::Out => Box::new(move || at_source.cancel()),
@@ -198,7 +198,7 @@ fn a_cancel_before_anybody_is_there() {
     run(async {
         let guest = Guest::small().await;
         let under = begin(&guest, &Plan::default()).await;
-        under.source.canceller().cancel();
+        under.source.operator().cancel();
         under.destination.operator().cancel();
         let ended = under.end().await;
         assert!(!ended.completed());

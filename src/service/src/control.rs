@@ -8,8 +8,9 @@ use tokio::sync::broadcast;
 use vmferry_engine::report::MigrationReport;
 
 use crate::model::{
-    ConsoleOutput, Drain, DrainRequest, HostInfo, Migration, MigrationRequest, MigrationStarted,
-    Offer, Preflight, Reception, ReceptionRequest, ServiceEvent, Vm, VmSpec,
+    ConsoleOutput, Drain, DrainRequest, HostInfo, KnownJobs, Migration, MigrationRequest,
+    MigrationStarted, Offer, Preflight, Reception, ReceptionRequest, ServiceEvent, SettledJobs, Vm,
+    VmSpec,
 };
 
 /// Why something was not done; in words, with what to do.
@@ -95,6 +96,10 @@ pub trait Control: Send + Sync + 'static {
     async fn receive(&self, request: ReceptionRequest) -> Result<Reception>;
     /// For another host: a reception is not needed any more.
     async fn forget_reception(&self, id: &str) -> Result<()>;
+
+    /// For another host: storage jobs of a machine that came from there have ended. Answers of
+    /// which that is on disk here; the others are to be told again.
+    async fn told_settled(&self, settled: SettledJobs) -> Result<KnownJobs>;
 
     /// What happens from here on.
     fn events(&self) -> broadcast::Receiver<ServiceEvent>;

@@ -7,9 +7,9 @@ mod common;
 use std::time::Duration;
 
 use common::lab::{Host, Lab, Move};
-use common::nbdkit::Nbdkit;
 use vmferry_engine::report::ReportOutcome;
 use vmferry_machine::{DiskSource, DiskSpec, DiskStats, MachineConfig, MachineKind};
+use vmferry_tests::nbdkit::Nbdkit;
 use vmferry_vmm::api::{Answer, Event, Request};
 
 on_each_machine!(
@@ -74,7 +74,7 @@ async fn ends(from: &mut Host, to: &mut Host) -> u64 {
 
 async fn writes_of_a_second_do_not_keep_the_guest(kind: MachineKind) {
     let lab = Lab::new();
-    let server = Nbdkit::start(&lab, 4, &["delay", "--", "wdelay=1500ms"]);
+    let server = Nbdkit::start(lab.dir(), 4, &["delay", "--", "wdelay=1500ms"]);
     let (mut a, mut b) = (lab.host("a").await, lab.host("b").await);
     a.boot(guest(kind, server.disk())).await;
     // All writes that there may be.
@@ -92,7 +92,7 @@ async fn writes_of_a_second_do_not_keep_the_guest(kind: MachineKind) {
 /// A guest that has moved from the first host to the second on a server that hangs since before
 /// the pause.
 async fn moved_while_it_hangs(lab: &Lab, kind: MachineKind) -> (Nbdkit, Host, Host) {
-    let server = Nbdkit::start(lab, 4, &[]);
+    let server = Nbdkit::start(lab.dir(), 4, &[]);
     let (mut a, mut b) = (lab.host("a").await, lab.host("b").await);
     a.boot(guest(kind, server.disk())).await;
     Move::new(&a, &b)
@@ -126,7 +126,7 @@ async fn storage_that_hangs_keeps_only_what_overlaps(kind: MachineKind) {
 
 async fn errors_of_the_storage_are_the_guests(kind: MachineKind) {
     let lab = Lab::new();
-    let server = Nbdkit::start(&lab, 4, &["error", "--", "error-rate=10%"]);
+    let server = Nbdkit::start(lab.dir(), 4, &["error", "--", "error-rate=10%"]);
     let (mut a, mut b) = (lab.host("a").await, lab.host("b").await);
     a.boot(guest(kind, server.disk())).await;
     until(&mut a, |s| s.errors > 10).await;
@@ -138,7 +138,7 @@ async fn errors_of_the_storage_are_the_guests(kind: MachineKind) {
 async fn storage_that_is_rationed(kind: MachineKind) {
     let lab = Lab::new();
     // A fraction of what the guest asks for: its queue is full all the time.
-    let server = Nbdkit::start(&lab, 4, &["rate", "--", "rate=8M"]);
+    let server = Nbdkit::start(lab.dir(), 4, &["rate", "--", "rate=8M"]);
     let (mut a, mut b) = (lab.host("a").await, lab.host("b").await);
     a.boot(guest(kind, server.disk())).await;
     until(&mut a, |s| s.in_flight == 16).await;

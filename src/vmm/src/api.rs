@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use vmferry_engine::report::{DestinationTimeline, MigrationReport};
 use vmferry_engine::{Budget, source};
 use vmferry_machine::{Beat, Console, DiskStats, MachineConfig};
+use vmferry_protocol::storage::{JobKey, Settlement};
 
 /// Longest line accepted, in bytes.
 pub const MAX_LINE: usize = 4 << 20;
@@ -56,6 +57,21 @@ pub enum Request {
         /// The operator has made sure that neither that host nor the storage on its behalf will
         /// carry out such a write any more.
         nobody_else_writes: bool,
+    },
+    /// Storage jobs of the migration that leaves here which have ended, and of which the
+    /// destination has not confirmed that it knows.
+    Unconfirmed,
+    /// It has confirmed these, by another way than the control stream.
+    SettledThere {
+        /// Which.
+        keys: Vec<JobKey>,
+    },
+    /// The former host tells which of its storage jobs have ended.
+    ToldSettled {
+        /// The migration by which the guest came.
+        migration: String,
+        /// They.
+        settlements: Vec<Settlement>,
     },
     /// The heartbeats noted since a moment of CLOCK_MONOTONIC, by vCPU; of the last machine where
     /// there is none any more.
@@ -183,6 +199,13 @@ fn delta_cache_mib() -> u32 {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
+    /// To [`Request::Unconfirmed`].
+    Unconfirmed(Vec<Settlement>),
+    /// To [`Request::ToldSettled`]: those of which it is on disk here.
+    Known {
+        /// Which.
+        keys: Vec<JobKey>,
+    },
     /// Done.
     Done,
     /// Listening for the source at this address.

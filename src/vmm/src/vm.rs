@@ -3,6 +3,8 @@
 //! One machine at most, and one migration at a time. A request that does not fit gets an answer
 //! that says why, and changes nothing.
 
+mod settlement;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,9 +15,7 @@ use vmferry_journal::{Journal, JournalError};
 use vmferry_machine::{Beat, Machine, MachineConfig, MachineEvent, MachineState, Recorder, Role};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::MigrationId;
-use vmferry_protocol::ownership::{Record, open_fences};
 use vmferry_protocol::source::Outcome;
-use vmferry_protocol::storage::{JobEnd, JobRecord, Settlement};
 use vmferry_transports::{Bandwidth, Connector};
 
 use crate::api::{
@@ -39,7 +39,7 @@ enum Job {
 /// The machine leaves.
 struct Leaving {
     id: String,
-    canceller: source::Canceller,
+    operator: source::SourceOperator,
     connector: Arc<dyn Connector>,
     progress: watch::Receiver<Option<ProgressLine>>,
 }
@@ -138,7 +138,7 @@ impl Vm {
                 let migration_id = id.to_string();
                 self.job = Job::Leaving(Leaving {
                     id: migration_id.clone(),
-                    canceller: handle.canceller(),
+                    operator: handle.operator(),
                     connector,
                     progress,
                 });
@@ -149,7 +149,7 @@ impl Vm {
             Request::Cancel => match &self.job {
                 Job::None => Err("there is no migration to cancel".to_owned()),
                 Job::Leaving(job) => {
-                    job.canceller.cancel();
+                    job.operator.cancel();
                     Ok(Answer::Done)
                 }
                 Job::Arriving(job, _) => {
@@ -169,6 +169,21 @@ impl Vm {
                 nobody_else_writes: true,
             } => self.settle_storage().await,
             Request::SettleStorage { .. } => Err(SETTLING_RISKS.to_owned()),
+            Request::Unconfirmed => Ok(Answer::Unconfirmed(match &self.job {
+                Job::Leaving(job) => job.operator.unconfirmed().await,
+                _ => Vec::new(),
+            })),
+            Request::SettledThere { keys } => match &self.job {
+                Job::Leaving(job) => {
+                    job.operator.settled_there(keys);
+                    Ok(Answer::Done)
+                }
+                _ => Err("there is no migration from here that waits for it".to_owned()),
+            },
+            Request::ToldSettled {
+                migration,
+                settlements,
+            } => self.told_settled(&migration, settlements).await,
             Request::Storage => Ok(Answer::Storage(self.the_machine()?.disks().stats())),
             Request::Heartbeats { since_ns } => {
                 Ok(Answer::Heartbeats(self.beats(Recorder::beats, since_ns)))
@@ -211,31 +226,6 @@ impl Vm {
             WorkloadCommand::VerifySettled => recorder.verify_settled(),
         }
         Ok(Answer::Done)
-    }
-
-    /// An operator vouches for writes of a former owner.
-    async fn settle_storage(&self) -> Reply {
-        if let Job::Arriving(operator, _) = &self.job {
-            let writes = operator.settle_storage().await?;
-            return Ok(Answer::Settled { writes });
-        }
-        let machine = self.the_machine()?;
-        let records = self.journal.records().map_err(|e| chain(&e))?;
-        let open = open_fences(&records);
-        let settled = |job: &JobRecord| Settlement {
-            key: job.key,
-            end: JobEnd::Unknown,
-        };
-        let records: Vec<Record> = open
-            .iter()
-            .map(|(migration, job)| Record::Settled(*migration, settled(job)))
-            .collect();
-        // On disk first: after a crash it must not be asked for again.
-        self.journal.append(&records).map_err(|e| chain(&e))?;
-        let settlements: Vec<Settlement> = open.iter().map(|(_, job)| settled(job)).collect();
-        machine.disks().settle(&settlements);
-        let writes = settlements.len() as u64;
-        Ok(Answer::Settled { writes })
     }
 
     async fn boot(&mut self, config: MachineConfig) -> Reply {

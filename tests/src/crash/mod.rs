@@ -17,7 +17,7 @@ pub mod log;
 mod parts;
 mod plan;
 mod point;
-mod relay;
+pub mod relay;
 mod run;
 mod talk;
 mod well;

@@ -30,9 +30,9 @@ impl Shared {
 
 /// See the module's documentation. Ends all connections when dropped.
 #[derive(Debug)]
-pub(super) struct Relay {
+pub struct Relay {
     /// Where it listens.
-    pub(super) address: SocketAddr,
+    pub address: SocketAddr,
     shared: Arc<Shared>,
 }
 
@@ -45,7 +45,10 @@ fn cut(ends: &[TcpStream; 2]) {
 
 impl Relay {
     /// Between whoever connects here and `to`.
-    pub(super) fn start(to: SocketAddr) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn start(to: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
@@ -63,14 +66,17 @@ impl Relay {
     }
 
     /// Cuts all connections, and refuses the next few.
-    pub(super) fn cut(&self, refuse: u32) {
+    pub fn cut(&self, refuse: u32) {
         let mut state = self.shared.state();
         state.refuse = refuse;
         state.open.iter().for_each(|(_, ends)| cut(ends));
     }
 
     /// Waits until both sides have closed all connections.
-    pub(super) fn wait_closed(&self, within: Duration) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// In words, where they do not within that time.
+    pub fn wait_closed(&self, within: Duration) -> Result<(), String> {
         let open = |state: &mut State| !state.open.is_empty();
         let state = self.shared.state();
         let waited = self.shared.changed.wait_timeout_while(state, within, open);

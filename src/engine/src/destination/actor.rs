@@ -15,7 +15,7 @@ use vmferry_protocol::destination::{
 };
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::message::VmShape;
-use vmferry_protocol::storage::JobKey;
+use vmferry_protocol::storage::{JobKey, Settlement};
 use vmferry_transports::Listener;
 
 use super::{Arrived, DestinationEnd, DestinationOptions, MakeMachine, misfits};
@@ -399,6 +399,25 @@ impl Handler<SettleByOperator> for Arrival {
         let settled = self.core.settled_by_operator(self.clock.now());
         self.drive(ctx);
         settled.map_err(str::to_owned)
+    }
+}
+
+/// The source's host tells which of its storage jobs have ended; of which that is on disk here.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Vec<JobKey>, String>")]
+pub(super) struct ToldSettled(pub(super) Vec<Settlement>);
+
+impl Handler<ToldSettled> for Arrival {
+    type Result = Result<Vec<JobKey>, String>;
+
+    fn handle(
+        &mut self,
+        ToldSettled(settlements): ToldSettled,
+        ctx: &mut Context<Self>,
+    ) -> Self::Result {
+        let known = self.core.told_otherwise(self.clock.now(), &settlements);
+        self.drive(ctx);
+        known.map_err(str::to_owned)
     }
 }
 

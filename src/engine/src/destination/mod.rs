@@ -14,10 +14,11 @@ use vmferry_journal::Journal;
 use vmferry_machine::{DiskStats, Machine, MachineConfig};
 use vmferry_protocol::ids::Token;
 use vmferry_protocol::message::VmShape;
+use vmferry_protocol::storage::{JobKey, Settlement};
 use vmferry_transports::Listener;
 
 use crate::report::DestinationTimeline;
-use actor::{Arrival, Cancel, SettleByOperator};
+use actor::{Arrival, Cancel, SettleByOperator, ToldSettled};
 
 /// How a machine is to be received.
 #[derive(Clone, Debug)]
@@ -92,6 +93,21 @@ impl Operator {
         match self.0.send(SettleByOperator).await {
             Ok(settled) => settled,
             Err(_) => Err("the migration is over".to_owned()),
+        }
+    }
+
+    /// The source's host tells which of its writes have ended. Returns those of which that is on
+    /// disk here; the others are to be told again.
+    ///
+    /// # Errors
+    /// In words, where the guest is not here; none of them where the reception is over.
+    pub async fn told_settled(
+        &self,
+        settlements: Vec<Settlement>,
+    ) -> Result<Option<Vec<JobKey>>, String> {
+        match self.0.send(ToldSettled(settlements)).await {
+            Ok(known) => known.map(Some),
+            Err(_) => Ok(None),
         }
     }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{
-    Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, SpawnHandle, SyncArbiter,
+    Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message, MessageResult, SpawnHandle,
+    SyncArbiter,
 };
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -15,6 +16,7 @@ use vmferry_memory::GuestRam;
 use vmferry_protocol::message::VmShape;
 use vmferry_protocol::policy::READ_BUDGET;
 use vmferry_protocol::source::{Outcome, Source, SourceConfig, SourceEvent, SourceOutput};
+use vmferry_protocol::storage::Settlement;
 use vmferry_protocol::{PAGE_SIZE, RamLayout};
 use vmferry_tracker::{DirtyTracker, PassFacts, Throttle};
 use vmferry_transports::Connector;
@@ -487,6 +489,19 @@ impl Handler<Written> for Migration {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub(super) struct Cancel;
+
+/// What has settled and is not confirmed.
+#[derive(Debug, Message)]
+#[rtype(result = "Vec<Settlement>")]
+pub(super) struct AskUnconfirmed;
+
+impl Handler<AskUnconfirmed> for Migration {
+    type Result = MessageResult<AskUnconfirmed>;
+
+    fn handle(&mut self, _: AskUnconfirmed, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(self.core.unconfirmed())
+    }
+}
 
 impl Handler<Cancel> for Migration {
     type Result = ();

@@ -20,6 +20,7 @@ use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::message::{RunState, VmShape};
 use vmferry_protocol::policy::Limits;
 use vmferry_protocol::source::{Outcome, Progress, SourceEvent};
+use vmferry_protocol::storage::{JobKey, Settlement};
 use vmferry_protocol::trace::TraceParent;
 use vmferry_protocol::{PageRange, RamLayout};
 use vmferry_tracker::{GroupSize, NotificationCosts, TrackerKind};
@@ -27,7 +28,7 @@ use vmferry_transports::{Connector, MAX_STREAMS};
 
 use crate::Budget;
 use crate::report::{MigrationReport, TrackerChoice};
-use actor::{Cancel, Migration};
+use actor::{AskUnconfirmed, Cancel, Migration};
 
 /// How a machine is to be moved.
 #[derive(Clone, Debug)]
@@ -132,11 +133,22 @@ pub struct SourceHandle {
     addr: Addr<Migration>,
 }
 
-/// Something that can cancel a migration.
+/// An operator's hand on a migration.
 #[derive(Clone, Debug)]
-pub struct Canceller(Addr<Migration>);
+pub struct SourceOperator(Addr<Migration>);
 
-impl Canceller {
+impl SourceOperator {
+    /// Storage jobs that have ended here and of which the destination has not confirmed that it
+    /// knows; none where the migration is over.
+    pub async fn unconfirmed(&self) -> Vec<Settlement> {
+        self.0.send(AskUnconfirmed).await.unwrap_or_default()
+    }
+
+    /// It has confirmed these by another way than the control stream.
+    pub fn settled_there(&self, keys: Vec<JobKey>) {
+        self.0.do_send(Told(SourceEvent::SettledThere(keys)));
+    }
+
     /// Cancels, if that is still possible.
     pub fn cancel(&self) {
         self.0.do_send(Cancel);
@@ -144,10 +156,10 @@ impl Canceller {
 }
 
 impl SourceHandle {
-    /// What can cancel it.
+    /// What can cancel it, and more.
     #[must_use]
-    pub fn canceller(&self) -> Canceller {
-        Canceller(self.addr.clone())
+    pub fn operator(&self) -> SourceOperator {
+        SourceOperator(self.addr.clone())
     }
 }
 

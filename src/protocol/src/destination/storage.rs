@@ -81,6 +81,44 @@ impl Destination {
         self.write_next();
     }
 
+    /// The source tells by another way than the control stream what is settled. Returns the jobs
+    /// of which that is on disk here, so that it need not be told again; for the others it asks
+    /// again.
+    ///
+    /// # Errors
+    /// In words: the guest is not this host's.
+    pub fn told_otherwise(
+        &mut self,
+        now: Time,
+        settlements: &[Settlement],
+    ) -> Result<Vec<JobKey>, &'static str> {
+        if !matches!(self.state, State::Owner { .. }) {
+            return Err("the guest is not this host's yet, or not any more");
+        }
+        let handed = |s: &&Settlement| {
+            let same = |j: &&JobRecord| j.key == s.key && j.fate == Fate::Unsettled;
+            self.adopted.jobs.iter().any(|j| same(&j))
+        };
+        let (news, known): (Vec<Settlement>, Vec<Settlement>) = settlements
+            .iter()
+            .filter(handed)
+            .partition(|s| self.adopted.fences.contains(&s.key));
+        if !news.is_empty() {
+            self.told_settled(now, news);
+        }
+        let adopted = &self.adopted;
+        let on_its_way = |key: JobKey| {
+            let records = adopted.unwritten.iter().chain(&adopted.writing);
+            let mut settled = records.filter_map(|record| match record {
+                Record::Settled(_, settlement) => Some(settlement.key),
+                _ => None,
+            });
+            settled.any(|other| other == key)
+        };
+        let keys = known.iter().map(|s| s.key);
+        Ok(keys.filter(|key| !on_its_way(*key)).collect())
+    }
+
     /// An operator vouches that the source's host will write to the guest's disks no more: every
     /// job that is still open counts as settled. Returns how many.
     ///

@@ -200,6 +200,7 @@ impl Source {
                 self.io_cancelled(now, jobs);
             }
             (SourceEvent::IoSettled(settlements), _) => self.io_settled(settlements),
+            (SourceEvent::SettledThere(keys), _) => self.settled_there(&keys),
             (SourceEvent::StateSaved { blob }, State::SavingVm) => self.state_saved(now, blob),
             (SourceEvent::Persisted(stored), _) => self.persisted(now, &stored),
             (SourceEvent::PersistFailed { detail }, _) => self.persist_failed(now, detail),

@@ -135,6 +135,16 @@ impl Source {
         self.tell_settled();
     }
 
+    /// Settled jobs of which the destination has not confirmed that it knows, for whoever can tell
+    /// it by another way than the control stream; it is told on that as well.
+    #[must_use]
+    pub fn unconfirmed(&self) -> Vec<Settlement> {
+        match self.state {
+            State::Settling { .. } => self.handed_over.settled.values().copied().collect(),
+            _ => Vec::new(),
+        }
+    }
+
     pub(super) fn settled_there(&mut self, keys: &[JobKey]) {
         self.handed_over.confirm(keys);
         if matches!(self.state, State::Settling { .. }) {

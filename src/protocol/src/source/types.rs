@@ -8,7 +8,7 @@ use crate::ownership::{Persist, Stored};
 use crate::pages::PageSet;
 use crate::pending::Chunk;
 use crate::policy::Limits;
-use crate::storage::{JobRecord, Settlement};
+use crate::storage::{JobKey, JobRecord, Settlement};
 use crate::trace::TraceParent;
 
 /// What a source must know before it begins.
@@ -74,6 +74,9 @@ pub enum SourceEvent {
     },
     /// Jobs that were handed over as unsettled will not change a disk any more.
     IoSettled(Vec<Settlement>),
+    /// The destination knows of the end of these jobs: it has confirmed by another way than the
+    /// control stream.
+    SettledThere(Vec<JobKey>),
     /// vCPU and device state.
     StateSaved {
         /// Opaque.

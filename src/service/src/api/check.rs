@@ -9,7 +9,7 @@ use vmferry_transports::TransportKind;
 use super::types::SettleRequest;
 use crate::model::{
     BootSpec, DiskSpecification, DrainRequest, MigrationOptions, MigrationRequest, Offer,
-    ReceptionRequest, VmSpec,
+    ReceptionRequest, SettledJobs, VmSpec,
 };
 
 const MAX_LINK_MBIT: u64 = 1_000_000;
@@ -45,6 +45,9 @@ fn is_hex(text: &str) -> bool {
     text.bytes()
         .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
+
+/// Most storage jobs that are told of at once.
+pub const MAX_SETTLED: usize = 4096;
 
 /// A request that knows its limits.
 pub(super) trait Check {
@@ -337,5 +340,18 @@ mod tests {
             traceparent(&mut wrong, text);
             assert_eq!(wrong.is_empty(), fine, "{text:?}");
         }
+    }
+}
+
+impl Check for SettledJobs {
+    fn check(&self, wrong: &mut Vec<String>) {
+        need(
+            wrong,
+            is_migration_id(&self.migration),
+            "migration",
+            "give 32 lower-case hexadecimal digits",
+        );
+        let few = self.jobs.len() <= MAX_SETTLED;
+        need(wrong, few, "jobs", "give at most 4096");
     }
 }

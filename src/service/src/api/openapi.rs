@@ -58,7 +58,8 @@ pub fn document() -> &'static str {
         migrations::show_migration_report, migrations::show_migration_trace,
         migrations::cancel_migration,
         events::stream_events,
-        peer::consider_offer, peer::receive_vm, peer::forget_reception, peer::sink_bytes,
+        peer::consider_offer, peer::receive_vm, peer::forget_reception, peer::told_settled,
+        peer::sink_bytes,
     ),
     components(schemas(ProblemDetails, StreamEvent)),
     modifiers(&Errors)

@@ -80,6 +80,7 @@ pub(super) fn routes(app: &mut web::ServiceConfig) {
             "/v1/peer/receive/{id}",
             [delete(peer::forget_reception)],
         ))
+        .service(resource("/v1/peer/settled", [post(peer::told_settled)]))
         .service(resource("/v1/peer/sink", [post(peer::sink_bytes)]))
         .default_service(web::to(nothing_here));
 }

@@ -15,8 +15,9 @@ use vmferry_transports::TlsIdentity;
 use crate::api::MAX_SINK;
 use crate::api::types::{Health, SettleRequest, Settled, Sunk, Verdict};
 use crate::model::{
-    ConsoleOutput, Drain, DrainRequest, HostInfo, Migration, MigrationRequest, MigrationStarted,
-    MigrationState, Offer, Preflight, Reception, ReceptionRequest, Vm, VmSpec,
+    ConsoleOutput, Drain, DrainRequest, HostInfo, KnownJobs, Migration, MigrationRequest,
+    MigrationStarted, MigrationState, Offer, Preflight, Reception, ReceptionRequest, SettledJobs,
+    Vm, VmSpec,
 };
 
 mod connect;
@@ -272,6 +273,11 @@ impl ApiClient {
     /// A reception is not needed any more.
     pub async fn forget_reception(&self, id: &str) -> Result<()> {
         self.delete(&format!("/v1/peer/receive/{}", part(id))).await
+    }
+
+    /// Tells which storage jobs have ended; of which of them it knows.
+    pub async fn told_settled(&self, settled: &SettledJobs) -> Result<KnownJobs> {
+        self.send("/v1/peer/settled", settled).await
     }
 
     /// Sends so many bytes ([`MAX_SINK`] at most); how quickly they went, in Mbit/s. Measured from

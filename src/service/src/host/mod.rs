@@ -18,6 +18,7 @@ mod peers;
 mod preflight;
 mod process;
 mod receive;
+mod settling;
 mod spec;
 mod store;
 mod telling;
@@ -41,9 +42,9 @@ use vmferry_vmm::api::TlsFiles;
 
 use crate::control::{Control, ControlError};
 use crate::model::{
-    ConsoleOutput, Drain, DrainRequest, HostInfo, Limits, Migration, MigrationOptions,
+    ConsoleOutput, Drain, DrainRequest, HostInfo, KnownJobs, Limits, Migration, MigrationOptions,
     MigrationRequest, MigrationStarted, Offer, Preflight, Reception, ReceptionRequest,
-    ServiceEvent, Vm, VmSpec,
+    ServiceEvent, SettledJobs, Vm, VmSpec,
 };
 use crate::telemetry::TelemetryConfig;
 use drains::Draining;
@@ -176,6 +177,7 @@ impl Host {
         inner.adopt_all().await;
         inner.spawn(depart::admit(inner.clone()));
         inner.spawn(depart::balance(inner.clone()));
+        inner.spawn(settling::carry(inner.clone()));
         Ok(Arc::new(host))
     }
 
@@ -401,6 +403,10 @@ impl Control for Host {
         let id = id.to_owned();
         self.call(|inner| async move { inner.forget_reception(&id).await })
             .await
+    }
+
+    async fn told_settled(&self, settled: SettledJobs) -> Result<KnownJobs> {
+        self.0.told_settled(settled).await
     }
 
     fn events(&self) -> broadcast::Receiver<ServiceEvent> {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::control::{Control, ControlError};
-use crate::model::{HostInfo, Offer, Preflight, Reception, ReceptionRequest};
+use crate::model::{
+    HostInfo, KnownJobs, Offer, Preflight, Reception, ReceptionRequest, SettledJobs,
+};
 
 type Result<T> = std::result::Result<T, ControlError>;
 
@@ -22,6 +24,8 @@ pub trait Peer: Send + Sync + fmt::Debug {
     async fn receive(&self, request: ReceptionRequest) -> Result<Reception>;
     /// A reception is not needed any more; whether there is one or not.
     async fn forget_reception(&self, id: &str) -> Result<()>;
+    /// Storage jobs of a machine that went there have ended; of which of them that is on disk there.
+    async fn told_settled(&self, settled: SettledJobs) -> Result<KnownJobs>;
     /// What it has kept of a migration's trace, as OTLP JSON.
     async fn trace(&self, id: &str) -> Result<serde_json::Value>;
     /// Measures the throughput to it, in Mbit/s; none where that cannot be done.
@@ -65,6 +69,10 @@ impl Peer for LocalPeer {
 
     async fn forget_reception(&self, id: &str) -> Result<()> {
         self.0.forget_reception(id).await
+    }
+
+    async fn told_settled(&self, settled: SettledJobs) -> Result<KnownJobs> {
+        self.0.told_settled(settled).await
     }
 
     async fn trace(&self, id: &str) -> Result<serde_json::Value> {

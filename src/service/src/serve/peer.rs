@@ -12,7 +12,9 @@ use vmferry_vmm::api::TlsFiles;
 use crate::client::{ApiClient, ClientError};
 use crate::control::ControlError;
 use crate::host::{Peer, PeerConnector};
-use crate::model::{HostInfo, Offer, Preflight, Reception, ReceptionRequest};
+use crate::model::{
+    HostInfo, KnownJobs, Offer, Preflight, Reception, ReceptionRequest, SettledJobs,
+};
 
 type Result<T> = std::result::Result<T, ControlError>;
 
@@ -85,6 +87,10 @@ impl Peer for ApiPeer {
 
     async fn forget_reception(&self, id: &str) -> Result<()> {
         self.0.forget_reception(id).await.map_err(wrong)
+    }
+
+    async fn told_settled(&self, settled: SettledJobs) -> Result<KnownJobs> {
+        self.0.told_settled(&settled).await.map_err(wrong)
     }
 
     async fn trace(&self, id: &str) -> Result<serde_json::Value> {

@@ -82,7 +82,7 @@ fn every_operation_is_described() {
             assert_eq!(responses.contains_key("415"), body, "{at}");
         }
     }
-    assert_eq!(ids.len(), 31);
+    assert_eq!(ids.len(), 32);
 }
 
 #[tokio::test]

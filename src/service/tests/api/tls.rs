@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use vmferry_service::client::ClientError;
-use vmferry_service::model::Offer;
+use vmferry_service::model::{MigrationRequest, Offer, ReceptionRequest, SettledJobs};
 use vmferry_transports::keys::{Authority, DAYS};
 
 fn offer() -> Offer {
@@ -150,4 +150,40 @@ async fn what_is_no_tls_is_not_answered() {
     }
     let api = lab.remote("host-b", &[]);
     assert_eq!(api.host().await.unwrap().name, "host-a", "it goes on");
+}
+
+#[tokio::test]
+async fn hosts_speak_for_themselves_only() {
+    let lab = Lab::new();
+    lab.local().create(&spec("web-1")).await.unwrap();
+    let api = lab.remote("host-b", &[]);
+    let request = ReceptionRequest {
+        offer: offer(),
+        migration: "0".repeat(32),
+        from: "host-c".to_owned(),
+        transport: "quic".to_owned(),
+        link_mbit: 0,
+        traceparent: None,
+    };
+    let (status, why) = refused(api.receive(&request).await);
+    assert_eq!((status, why.contains("host-c")), (403, true), "{why}");
+    // What goes from here to host-c is none of host-b's business.
+    let to = MigrationRequest {
+        to: "host-c".to_owned(),
+        ..MigrationRequest::default()
+    };
+    let migration = lab.local().migrate("web-1", &to).await.unwrap().id;
+    let settled = SettledJobs {
+        migration: migration.clone(),
+        jobs: Vec::new(),
+    };
+    assert_eq!(refused(api.told_settled(&settled).await).0, 403);
+    assert_eq!(refused(api.forget_reception(&migration).await).0, 403);
+    let other = lab.remote("host-c", &[]);
+    assert_eq!(other.told_settled(&settled).await.unwrap().jobs, []);
+    let unknown = SettledJobs {
+        migration: "f".repeat(32),
+        ..settled
+    };
+    assert_eq!(refused(api.told_settled(&unknown).await).0, 404);
 }

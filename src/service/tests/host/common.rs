@@ -5,34 +5,90 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tempfile::TempDir;
 use tokio::time::timeout;
 use vmferry_service::control::{Control, ControlError};
 use vmferry_service::host::{Host, HostConfig, LocalPeer, Peer, PeerConnector};
 use vmferry_service::model::{
-    Limits, Migration, MigrationOptions, MigrationRequest, MigrationState, ServiceEvent, VmSpec,
-    VmState,
+    HostInfo, KnownJobs, Limits, Migration, MigrationOptions, MigrationRequest, MigrationState,
+    Offer, Preflight, Reception, ReceptionRequest, ServiceEvent, SettledJobs, VmSpec, VmState,
 };
 use vmferry_service::telemetry::TelemetryConfig;
+use vmferry_tests::crash::relay::Relay;
 use vmferry_transports::keys::Authority;
 use vmferry_vmm::api::TlsFiles;
 
 /// Nothing here takes nearly as long: whatever does hangs.
 const GUARD: Duration = Duration::from_secs(240);
 
-/// Hosts, by the URLs of their APIs.
+/// Hosts, by the URLs of their APIs, and what is between VM processes.
 #[derive(Debug, Default)]
-struct Net(Mutex<BTreeMap<String, Arc<Host>>>);
+struct Net {
+    hosts: Mutex<BTreeMap<String, Arc<Host>>>,
+    relays: Arc<Relays>,
+}
+
+/// Between VM processes, where that is wanted.
+#[derive(Debug, Default)]
+struct Relays {
+    wanted: AtomicBool,
+    all: Mutex<Vec<Relay>>,
+}
 
 impl PeerConnector for Net {
     fn peer(&self, url: &str) -> Result<Arc<dyn Peer>, ControlError> {
-        match self.0.lock().unwrap().get(url) {
-            Some(host) => Ok(Arc::new(LocalPeer(host.clone()))),
+        match self.hosts.lock().unwrap().get(url) {
+            Some(host) => Ok(Arc::new(Relayed {
+                peer: LocalPeer(host.clone()),
+                relays: self.relays.clone(),
+            })),
             None => Err(ControlError::Peer(format!("{url} cannot be reached"))),
         }
+    }
+}
+
+/// A host to whose VM processes leads a relay.
+#[derive(Debug)]
+struct Relayed {
+    peer: LocalPeer,
+    relays: Arc<Relays>,
+}
+
+#[async_trait]
+impl Peer for Relayed {
+    async fn host(&self) -> Result<HostInfo, ControlError> {
+        self.peer.host().await
+    }
+
+    async fn consider(&self, offer: Offer) -> Result<Preflight, ControlError> {
+        self.peer.consider(offer).await
+    }
+
+    async fn receive(&self, request: ReceptionRequest) -> Result<Reception, ControlError> {
+        let mut reception = self.peer.receive(request).await?;
+        if self.relays.wanted.load(Ordering::Relaxed) {
+            let relay = Relay::start(reception.address.parse().unwrap()).unwrap();
+            reception.address = relay.address.to_string();
+            self.relays.all.lock().unwrap().push(relay);
+        }
+        Ok(reception)
+    }
+
+    async fn forget_reception(&self, id: &str) -> Result<(), ControlError> {
+        self.peer.forget_reception(id).await
+    }
+
+    async fn told_settled(&self, settled: SettledJobs) -> Result<KnownJobs, ControlError> {
+        self.peer.told_settled(settled).await
+    }
+
+    async fn trace(&self, id: &str) -> Result<serde_json::Value, ControlError> {
+        self.peer.trace(id).await
     }
 }
 
@@ -102,13 +158,29 @@ impl Lab {
     pub(crate) async fn host_with(&self, config: HostConfig) -> Arc<Host> {
         let name = config.name.clone();
         let host = Host::start(config, self.net.clone()).await.unwrap();
-        self.net.0.lock().unwrap().insert(url(&name), host.clone());
+        self.net
+            .hosts
+            .lock()
+            .unwrap()
+            .insert(url(&name), host.clone());
         host
+    }
+
+    /// TCP between VM processes leads through relays from now on.
+    pub(crate) fn put_relays(&self) {
+        self.net.relays.wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// No VM process reaches another any more, through these.
+    pub(crate) fn cut_relays(&self) {
+        let relays = self.net.relays.all.lock().unwrap();
+        assert!(!relays.is_empty());
+        relays.iter().for_each(|relay| relay.cut(u32::MAX));
     }
 
     /// As if the service were killed: it does nothing more, and its VM processes go on.
     pub(crate) async fn kill(&self, name: &str, host: Arc<Host>) {
-        self.net.0.lock().unwrap().remove(&url(name));
+        self.net.hosts.lock().unwrap().remove(&url(name));
         host.abandon().await;
     }
 }

@@ -6,4 +6,5 @@ mod common;
 mod adoption;
 mod drains;
 mod moves;
+mod settling;
 mod vms;

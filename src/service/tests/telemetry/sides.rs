@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use vmferry_block::MemoryDisk;
-use vmferry_engine::source::Canceller;
+use vmferry_engine::source::SourceOperator;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::trace::TraceParent;
 use vmferry_service::telemetry::{MigrationRecord, PreflightTimes, Story, migration_context};
@@ -99,7 +99,7 @@ pub(crate) async fn completed() -> Sides {
 /// One that is cancelled in its first pass. The source tells of no trace.
 pub(crate) async fn cancelled() -> Sides {
     let guest = Guest::small().await;
-    let cancel: Arc<OnceLock<Canceller>> = Arc::default();
+    let cancel: Arc<OnceLock<SourceOperator>> = Arc::default();
     let on_time = cancel.clone();
     let script = Script::new(move |said, _| {
         if said.name == "PassBegin" {
@@ -112,7 +112,7 @@ pub(crate) async fn cancelled() -> Sides {
         }
     });
     let under = begin(&guest, &Plan::scripted(&script)).await;
-    let _ = cancel.set(under.source.canceller());
+    let _ = cancel.set(under.source.operator());
     let migration = under.migration;
     let ended = under.end().await;
     assert_eq!(ended.why_source(), "cancelled");

@@ -5,7 +5,6 @@
 
 pub(crate) mod demo;
 pub(crate) mod lab;
-pub(crate) mod nbdkit;
 
 use std::fs::OpenOptions;
 use std::future::Future;

@@ -8,9 +8,9 @@ use tokio::sync::{Notify, broadcast};
 use vmferry_engine::report::MigrationReport;
 use vmferry_service::control::{Control, ControlError};
 use vmferry_service::model::{
-    ConsoleOutput, Direction, Drain, DrainItem, DrainRequest, HostInfo, Limits, Migration,
-    MigrationRequest, MigrationStarted, MigrationState, Offer, Preflight, Problem, Reception,
-    ReceptionRequest, ServiceEvent, Vm, VmSpec, VmState,
+    ConsoleOutput, Direction, Drain, DrainItem, DrainRequest, HostInfo, KnownJobs, Limits,
+    Migration, MigrationRequest, MigrationStarted, MigrationState, Offer, Preflight, Problem,
+    Reception, ReceptionRequest, ServiceEvent, SettledJobs, Vm, VmSpec, VmState,
 };
 
 type Result<T> = std::result::Result<T, ControlError>;
@@ -340,6 +340,13 @@ impl Control for FakeHost {
             address: "127.0.0.1:1".to_owned(),
             server_name: "host-a".to_owned(),
             token: "0".repeat(64),
+        })
+    }
+
+    async fn told_settled(&self, settled: SettledJobs) -> Result<KnownJobs> {
+        self.migration(&settled.migration).await?;
+        Ok(KnownJobs {
+            jobs: settled.jobs.iter().map(|job| job.key).collect(),
         })
     }
 

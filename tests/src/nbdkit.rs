@@ -1,16 +1,18 @@
 //! An nbdkit of our own, which can be stopped, killed and started again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use vmferry_machine::{DiskSource, DiskSpec};
+use rustix::process::{Pid, Signal, kill_process};
+use vmferry_block::{DiskSource, DiskSpec};
 
-use super::lab::Lab;
+/// It comes up in milliseconds.
+const GUARD: Duration = Duration::from_secs(60);
 
-/// A server with a disk in an image of the lab.
+/// A server with a disk in an image in a directory of the test.
 #[derive(Debug)]
-pub(crate) struct Nbdkit {
+pub struct Nbdkit {
     socket: PathBuf,
     image: PathBuf,
     filters: Vec<String>,
@@ -20,10 +22,14 @@ pub(crate) struct Nbdkit {
 impl Nbdkit {
     /// Starts it over `mib` MiB of zeros, with these words on its command line: filters first,
     /// their parameters after `--`.
-    pub(crate) fn start(lab: &Lab, mib: u64, words: &[&str]) -> Self {
-        let (socket, image) = (lab.path("nbd.sock"), lab.path("nbd.img"));
-        let file = std::fs::File::create_new(&image).unwrap();
-        file.set_len(mib << 20).unwrap();
+    ///
+    /// # Panics
+    /// If there is no nbdkit, or it does not come up.
+    #[must_use]
+    pub fn start(dir: &Path, mib: u64, words: &[&str]) -> Self {
+        let (socket, image) = (dir.join("nbd.sock"), dir.join("nbd.img"));
+        let file = std::fs::File::create_new(&image).expect("an image");
+        file.set_len(mib << 20).expect("an image");
         let filters: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
         let child = serve(&socket, &image, &filters);
         Self {
@@ -35,34 +41,34 @@ impl Nbdkit {
     }
 
     /// The disk as a guest is given it.
-    pub(crate) fn disk(&self) -> DiskSpec {
+    #[must_use]
+    pub fn disk(&self) -> DiskSpec {
         DiskSource::Nbd(format!("nbd+unix:///?socket={}", self.socket.display())).spec()
     }
 
-    fn signal(&self, signal: i32) {
-        let pid = self.child.id().try_into().unwrap();
-        // SAFETY: sends a signal to a child that has not been waited for.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it is ours");
     }
 
     /// It answers nothing any more, and closes nothing.
-    pub(crate) fn hang(&self) {
-        self.signal(libc::SIGSTOP);
+    pub fn hang(&self) {
+        self.signal(Signal::STOP);
     }
 
     /// It goes on.
-    pub(crate) fn go_on(&self) {
-        self.signal(libc::SIGCONT);
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
     }
 
     /// SIGKILL: nothing that it has not done will be done.
-    pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    pub fn kill(&mut self) {
+        // One that has gone by itself is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 
     /// It is there again, with the same disk.
-    pub(crate) fn start_again(&mut self) {
+    pub fn start_again(&mut self) {
         let _ = std::fs::remove_file(&self.socket);
         self.child = serve(&self.socket, &self.image, &self.filters);
     }
@@ -70,8 +76,7 @@ impl Nbdkit {
 
 impl Drop for Nbdkit {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 
@@ -96,8 +101,9 @@ fn serve(socket: &PathBuf, image: &PathBuf, words: &[String]) -> Child {
     // It writes its pid when it listens, and tells nobody else.
     let began = Instant::now();
     while !pid.exists() {
-        assert!(began.elapsed() < super::GUARD, "nbdkit does not come up");
-        assert_eq!(child.try_wait().unwrap(), None, "nbdkit ends at once");
+        assert!(began.elapsed() < GUARD, "nbdkit does not come up");
+        let ended = child.try_wait().expect("it is ours");
+        assert_eq!(ended, None, "nbdkit ends at once");
         std::thread::sleep(Duration::from_millis(5));
     }
     child
