@@ -12,7 +12,7 @@ use clap_complete::Shell;
 pub(crate) use demo::{DemoArgs, DiskArg, MachineArg};
 pub(crate) use remote::{
     Address, ConnectArgs, ConsoleArgs, CreateArgs, DiskOption, DrainArgs, HostCommand, MigrateArgs,
-    MigrationsCommand, TraceArgs, TraceFormat, VmCommand,
+    MigrationsCommand, TraceArgs, TraceFormat, VmCommand, WaitArgs,
 };
 
 /// What every command answers its caller; [`crate::Exit`] in words.

@@ -356,8 +356,17 @@ pub(crate) struct TraceArgs {
 pub(crate) enum HostCommand {
     /// Show what the host can do, its limits, its load and the hosts that it knows
     Show,
+    /// Wait until the service answers, as after starting it
+    Wait(WaitArgs),
     /// Move all machines away; past failures, until no more can be moved
     Drain(Box<DrainArgs>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WaitArgs {
+    /// How long at most
+    #[arg(long = "for", default_value = "30s", value_name = "TIME", value_parser = duration)]
+    pub(crate) at_most: Duration,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,8 @@
-//! `vmferry host show`.
+//! `vmferry host show` and `vmferry host wait`.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 use vmferry_service::model::HostInfo;
 
 use super::Result;
@@ -7,11 +10,29 @@ use super::session::Session;
 use super::table::{Cell, Tone, pairs};
 use super::units::{NONE, mib, moment};
 use crate::Exit;
+use crate::cli::WaitArgs;
 
 pub(super) async fn show(session: &mut Session) -> Result<Exit> {
     let host = session.remote.host().await?;
     session.out.either(&host, render)?;
     Ok(Exit::Ok)
+}
+
+/// How often an answer is tried for.
+const TRY_EVERY: Duration = Duration::from_millis(100);
+
+/// Until it answers: nothing tells when a socket appears.
+pub(super) async fn wait(session: &mut Session, args: &WaitArgs) -> Result<Exit> {
+    let began = Instant::now();
+    loop {
+        match session.remote.host().await {
+            Ok(_) => return Ok(Exit::Ok),
+            Err(error) if error.may_pass() && began.elapsed() < args.at_most => {
+                sleep(TRY_EVERY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 fn render(h: &HostInfo, colour: bool) -> String {

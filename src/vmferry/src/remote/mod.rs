@@ -85,6 +85,7 @@ async fn carry_out(mut session: Session, task: Task) -> Result<Exit> {
         Task::Migrate(args) => migrate::run(&mut session, &args).await,
         Task::Migrations(command) => migrations::run(&mut session, command).await,
         Task::Host(HostCommand::Show) => host::show(&mut session).await,
+        Task::Host(HostCommand::Wait(args)) => host::wait(&mut session, &args).await,
         Task::Host(HostCommand::Drain(args)) => drain::run(&mut session, &args).await,
     }
 }
