@@ -13,9 +13,58 @@ pub struct Bar {
     pub value: f64,
 }
 
+/// A stretch of time.
+#[derive(Clone, Debug)]
+pub struct Stretch {
+    /// Stretches of one group have one colour.
+    pub group: String,
+    /// What it is; spaces before it show what it belongs to.
+    pub name: String,
+    /// When it begins, in milliseconds.
+    pub from_ms: f64,
+    /// How long it takes, in milliseconds.
+    pub ms: f64,
+}
+
 const LEFT: f64 = 230.0;
 const WIDTH: f64 = 420.0;
 const ROW: f64 = 20.0;
+
+/// Stretches of time below each other, as far as they lie between two moments, titled.
+#[must_use]
+pub fn stretches(title: &str, all: &[Stretch], (from_ms, to_ms): (f64, f64)) -> String {
+    let scale = WIDTH / (to_ms - from_ms).max(1e-6);
+    let mut body = String::new();
+    let mut y = 44.0;
+    for stretch in all {
+        let begin = (stretch.from_ms - from_ms).max(0.0) * scale;
+        let end = (stretch.from_ms + stretch.ms - from_ms) * scale;
+        if end < 0.0 || begin > WIDTH {
+            continue;
+        }
+        let length = (end.min(WIDTH) - begin).max(1.0);
+        let depth = stretch.name.len() - stretch.name.trim_start().len();
+        // Writing to a String cannot fail.
+        let _ = write!(
+            body,
+            "<text x=\"{:.0}\" y=\"{:.0}\">{}</text>\n<rect x=\"{:.1}\" y=\"{:.0}\" \
+             width=\"{length:.1}\" height=\"{:.0}\" fill=\"{}\"/>\n\
+             <text x=\"{:.0}\" y=\"{:.0}\">{:.2} ms</text>\n",
+            12.0 + depth as f64 * 7.0,
+            y + 14.0,
+            escape(stretch.name.trim()),
+            LEFT + begin,
+            y + 2.0,
+            ROW - 4.0,
+            colour(&stretch.group),
+            LEFT + WIDTH + 8.0,
+            y + 14.0,
+            stretch.ms,
+        );
+        y += ROW;
+    }
+    frame(title, &body, y)
+}
 
 /// A plot of horizontal bars with their values, titled.
 #[must_use]
@@ -49,12 +98,16 @@ pub fn bars(title: &str, bars: &[Bar]) -> String {
         );
         y += ROW;
     }
+    frame(title, &body, y)
+}
+
+fn frame(title: &str, body: &str, height: f64) -> String {
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{:.0}\" height=\"{:.0}\" \
          font-family=\"sans-serif\" font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" \
          fill=\"white\"/>\n<text x=\"12\" y=\"28\" font-size=\"16\">{}</text>\n{body}</svg>\n",
-        LEFT + WIDTH + 70.0,
-        y + 16.0,
+        LEFT + WIDTH + 90.0,
+        height + 16.0,
         escape(title),
     )
 }
