@@ -114,9 +114,9 @@ fn frame(title: &str, body: &str, height: f64) -> String {
 
 fn colour(name: &str) -> &'static str {
     match name {
-        "wp-group" => "#2a7f62",
+        "wp-group" | "source" => "#2a7f62",
         "kvm-log" => "#c1554b",
-        "kvm-ring" => "#d99a3d",
+        "kvm-ring" | "destination" => "#d99a3d",
         _ => "#7d8597",
     }
 }

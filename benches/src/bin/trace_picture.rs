@@ -22,17 +22,22 @@ fn spans(trace: &Value) -> Vec<Stretch> {
     let spans = trace["spans"].as_array().cloned().unwrap_or_default();
     let begin = spans.iter().map(|s| number(&s["startTime"]));
     let begin = begin.fold(f64::INFINITY, f64::min);
-    let mut out = Vec::new();
+    let (mut out, mut source) = (Vec::new(), None);
     let mut open: Vec<(Value, usize)> = spans
         .iter()
         .filter(|s| s["references"].as_array().is_none_or(Vec::is_empty))
         .map(|s| (s.clone(), 0))
         .collect();
     while let Some((span, depth)) = open.pop() {
-        let process = &span["processID"];
-        let host = &trace["processes"][process.as_str().unwrap_or_default()]["tags"];
+        // The outermost comes first, and is the source's.
+        let source = source.get_or_insert_with(|| span["processID"].clone());
+        let side = if *source == span["processID"] {
+            "source"
+        } else {
+            "destination"
+        };
         out.push(Stretch {
-            group: host.to_string(),
+            group: side.to_owned(),
             name: format!(
                 "{}{}",
                 "  ".repeat(depth),

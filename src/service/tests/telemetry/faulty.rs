@@ -15,7 +15,7 @@ use super::collector;
 const PROTOCOLS: [Protocol; 3] = [Protocol::Grpc, Protocol::HttpProtobuf, Protocol::HttpJson];
 
 /// One span.
-fn short() -> Vec<Span> {
+pub(crate) fn short() -> Vec<Span> {
     let spans = spans(&MigrationRecord {
         migration: MigrationId([3; 16]),
         vm: "web-1".to_owned(),

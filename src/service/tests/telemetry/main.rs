@@ -7,5 +7,6 @@ mod collector;
 mod faulty;
 mod local;
 mod metrics;
+mod outside;
 mod sides;
 mod tree;
