@@ -115,7 +115,12 @@ impl Vm {
         match request {
             Request::Boot(config) => self.boot(*config).await,
             Request::Pause => self.with_machine(|m| m.pause()).await,
-            Request::Resume => self.with_machine(|m| m.resume()).await,
+            Request::Resume => {
+                // One that was handed over without an answer is nobody's to let run by guess.
+                let records = self.journal.records().map_err(|e| chain(&e))?;
+                past::fences(&records)?;
+                self.with_machine(|m| m.resume()).await
+            }
             Request::Receive(options) => {
                 self.must_be_free()?;
                 if self.machine.is_some() {
