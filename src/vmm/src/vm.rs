@@ -15,6 +15,7 @@ use vmferry_journal::{Journal, JournalError};
 use vmferry_machine::{Beat, Machine, MachineConfig, MachineEvent, MachineState, Recorder, Role};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::MigrationId;
+use vmferry_protocol::ownership::Record;
 use vmferry_protocol::source::Outcome;
 use vmferry_transports::{Bandwidth, Connector};
 

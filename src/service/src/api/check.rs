@@ -302,6 +302,19 @@ impl Check for SettleRequest {
     fn check(&self, _: &mut Vec<String>) {}
 }
 
+impl Check for SettledJobs {
+    fn check(&self, wrong: &mut Vec<String>) {
+        need(
+            wrong,
+            is_migration_id(&self.migration),
+            "migration",
+            "give 32 lower-case hexadecimal digits",
+        );
+        let few = self.jobs.len() <= MAX_SETTLED;
+        need(wrong, few, "jobs", "give at most 4096");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -340,18 +353,5 @@ mod tests {
             traceparent(&mut wrong, text);
             assert_eq!(wrong.is_empty(), fine, "{text:?}");
         }
-    }
-}
-
-impl Check for SettledJobs {
-    fn check(&self, wrong: &mut Vec<String>) {
-        need(
-            wrong,
-            is_migration_id(&self.migration),
-            "migration",
-            "give 32 lower-case hexadecimal digits",
-        );
-        let few = self.jobs.len() <= MAX_SETTLED;
-        need(wrong, few, "jobs", "give at most 4096");
     }
 }

@@ -561,7 +561,7 @@ fn a_reload_takes_over_limits_peers_and_the_filter_and_names_the_rest() {
         taken,
         [
             "limits.outgoing: 4 -> 9",
-            "log.filter: \"info\" -> \"debug\"",
+            "log.filter: \"info,actix_server=warn\" -> \"debug\"",
             "peers.b.url: \"https://b\" -> nothing",
             "peers.c.url: nothing -> \"https://c\"",
         ]

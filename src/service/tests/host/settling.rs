@@ -69,7 +69,6 @@ async fn services_tell_what_vm_processes_cannot() {
     assert!(report.io.unwrap().unsettled > 0);
     assert_eq!(fences(&b).await, 0);
     runs_unharmed(&b, "web").await;
-    end(&b, &m.id).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
