@@ -155,14 +155,23 @@ async fn measure(args: &Args) -> Result<bool, String> {
         hosts.host(name).start().await;
     }
     let specs = fleet::specs(args.vms, &args.machine);
-    fleet::create(&hosts.host("a").client(), &specs).await?;
     let (mut drains, mut answers) = (Vec::new(), Vec::new());
-    for way in [["a", "b"], ["b", "a"]] {
-        let (from, to) = hosts.pair(way[0], way[1]);
-        let (emptied, took) = empty(from, to, args).await?;
-        answers.extend(took);
-        check(to, from, &specs).await?;
-        drains.push(emptied);
+    // First as many as move at once: the API is asked while all of them do. Then all: polling
+    // guests, more than a small host has processors for.
+    let few = specs.len().min(args.parallel as usize);
+    let mut there: &[VmSpec] = &[];
+    for many in [few, specs.len()] {
+        fleet::create(&hosts.host("a").client(), &specs[there.len()..many]).await?;
+        there = &specs[..many];
+        let mut answered = Vec::new();
+        for way in [["a", "b"], ["b", "a"]] {
+            let (from, to) = hosts.pair(way[0], way[1]);
+            let (emptied, took) = empty(from, to, args).await?;
+            answered.extend(took);
+            check(to, from, there).await?;
+            drains.push(emptied);
+        }
+        answers.push(answered);
     }
     let memory = ["a", "b"].map(|name| hosts.host(name).memory_mib().1);
     let (mut kills, mut asked, mut way) = (0, 0, ["a", "b"]);
@@ -188,10 +197,14 @@ async fn measure(args: &Args) -> Result<bool, String> {
             unfair.fold(0.0, f64::max),
             UNFAIR,
         ),
-        judged("99 % of the API's answers, ms", p99(&answers), ANSWER_MS),
+        judged(
+            "99 % of the API's answers while all machines move at once, ms",
+            p99(&answers[0]),
+            ANSWER_MS,
+        ),
     ];
     if args.json {
-        let all = json!({"drains": drains, "answers": answers.len(), "kills": kills, "asked": asked,
+        let all = json!({"drains": drains, "answers_ms": answers, "kills": kills, "asked": asked,
             "bars": bars});
         println!("{all:#}");
     } else {
@@ -211,11 +224,14 @@ async fn measure(args: &Args) -> Result<bool, String> {
             "{kills} kills in drains that were asked for {asked} times: each machine on one host, all \
              verify OK"
         );
-        println!(
-            "{} answers, median {:.1} ms",
-            answers.len(),
-            median(&answers)
-        );
+        for (answered, of) in answers.iter().zip([few, specs.len()]) {
+            println!(
+                "{} answers with {of} machines: median {:.1} ms, 99 % within {:.1} ms",
+                answered.len(),
+                median(answered),
+                p99(answered),
+            );
+        }
         bars::print(&bars);
     }
     Ok(bars::all_within(&bars))
@@ -223,6 +239,10 @@ async fn measure(args: &Args) -> Result<bool, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    // Whoever asks is to be as quick as who answers, and not what is measured.
+    if let Err(error) = rustix::process::setpriority_process(None, -10) {
+        eprintln!("hosts: asks at the usual priority: {error}");
+    }
     let runtime = tokio::runtime::Runtime::new();
     let kept = runtime
         .map_err(|e| e.to_string())

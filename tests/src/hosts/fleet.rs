@@ -142,20 +142,25 @@ pub async fn drain_under_kills(
     kills: usize,
     rng: &mut Rng,
 ) -> Result<Killed, String> {
-    let mut done = Killed::default();
+    let (mut done, mut last) = (Killed::default(), Vec::new());
     while !super::machines(&a.client()).await.is_empty() {
         let asked = a.client().drain(request).await;
         let asked = asked.map_err(|e| e.detail())?;
         done.drains += 1;
         if done.drains > kills + 10 {
-            return Err(format!("drain after drain leaves {:?}", asked.items));
+            let vms = super::machines(&a.client()).await;
+            return Err(format!("drain after drain leaves {last:?}: {vms:?}"));
         }
+        last = asked.items;
         // A service that follows one that was killed takes up its drain.
         while !over_after(a, (done.kills < kills).then(|| 1 + rng.below(40))).await? {
             let victim = if rng.below(2) == 0 { &mut *a } else { &mut *b };
             victim.kill();
             victim.start().await;
             done.kills += 1;
+        }
+        if let Ok(drain) = a.client().drain_state().await {
+            last = drain.items;
         }
     }
     Ok(done)

@@ -63,6 +63,11 @@ impl Plan {
         self.items[item].fare = Fare::Moves;
     }
 
+    /// Nothing more is to be done for a VM.
+    pub(super) fn over(&mut self, item: usize) {
+        self.items[item].fare = Fare::Over;
+    }
+
     /// The next move: which VM, to which target. It counts as begun.
     pub(super) fn begin(&mut self) -> Option<(usize, usize)> {
         let moving = self.items.iter().filter(|i| i.fare == Fare::Moves).count();
@@ -171,6 +176,15 @@ mod tests {
         assert_eq!(plan.begin(), None);
         assert!(!plan.is_over());
         plan.ended(0, Ended::Refused);
+        assert!(plan.is_over());
+    }
+
+    #[test]
+    fn what_is_over_is_not_begun() {
+        let mut plan = Plan::new(2, 1, 1);
+        plan.over(0);
+        assert_eq!(plan.begin(), Some((1, 0)));
+        plan.over(1);
         assert!(plan.is_over());
     }
 

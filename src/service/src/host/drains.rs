@@ -65,8 +65,7 @@ impl Inner {
             }
             items.push(item);
         }
-        let limit = self.limits().outgoing;
-        let parallel = request.parallel.unwrap_or(limit).max(1) as usize;
+        let parallel = self.parallel(&request);
         let mut plan = Plan::new(items.len(), request.to.len(), parallel);
         moving.into_iter().for_each(|at| plan.moves(at));
         let drain = Drain {
@@ -75,6 +74,7 @@ impl Inner {
             over: false,
             items,
         };
+        self.store.write_later(self.store.path(FILE), &drain);
         *slot = Some(Draining { drain, plan });
         drop(slot);
         self.spawn(drive(self.clone()));
@@ -198,28 +198,41 @@ impl Inner {
         over
     }
 
-    /// A drain that an earlier service had under way is over: what it had begun goes on by itself.
-    pub(super) async fn load_drain(&self) {
+    /// Takes up a drain that an earlier service had under way.
+    pub(super) async fn load_drain(self: &Arc<Self>) {
         let path = self.store.path(FILE);
         let read = tokio::task::spawn_blocking(move || store::read::<Drain>(&path)).await;
-        let Ok(Ok(Some(mut drain))) = read else {
-            return;
+        let drain = match read {
+            Ok(Ok(Some(drain))) => drain,
+            Ok(Err(why)) => return tracing::error!(why, "a drain is not known any more"),
+            _ => return,
         };
-        if !drain.over {
-            drain.over = true;
-            for item in &mut drain.items {
-                if item.migration.is_none() && !item.state.is_over() {
-                    item.state = MigrationState::Cancelled;
-                    item.reason = Some(
-                        "the host service ended before its turn: drain again for what is left"
-                            .to_owned(),
-                    );
-                }
+        let mut plan = Plan::new(
+            drain.items.len(),
+            drain.request.to.len(),
+            self.parallel(&drain.request),
+        );
+        for (at, item) in drain.items.iter().enumerate() {
+            match &item.migration {
+                // How it goes on, and whether, is found in the migration.
+                Some(_) => plan.moves(at),
+                None if item.state.is_over() => plan.over(at),
+                None => {}
             }
-            self.store.write_later(self.store.path(FILE), &drain);
         }
-        let plan = Plan::new(0, 1, 1);
+        if drain.cancelled {
+            plan.cancel();
+        }
+        let over = drain.over;
         *lock(&self.drain) = Some(Draining { drain, plan });
+        if !over {
+            self.spawn(drive(self.clone()));
+        }
+    }
+
+    /// How many machines a drain moves at once.
+    fn parallel(&self, request: &DrainRequest) -> usize {
+        request.parallel.unwrap_or(self.limits().outgoing).max(1) as usize
     }
 }
 

@@ -142,9 +142,16 @@ pub(super) async fn start(binary: &Path, dir: &Path) -> Result<Running, String> 
     })
 }
 
+/// How a process is niced that says nothing of it.
+const USUAL: i32 = 0;
+
 /// A process of its own session, which no signal to the service's group reaches.
 fn stand_alone() -> io::Result<()> {
     rustix::process::setsid()?;
+    // The service goes before guests; they do not go before anybody.
+    if rustix::process::nice(0)? < USUAL {
+        rustix::process::setpriority_process(None, USUAL)?;
+    }
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),

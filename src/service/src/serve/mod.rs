@@ -24,6 +24,8 @@ use peer::Network;
 
 /// How long spans may take to leave when the service ends.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
+/// An operator has to be heard on a host whose guests want all of it; it takes little itself.
+const PRIORITY: i32 = -10;
 /// Threads of the service, beside those that answer the API.
 const THREADS: usize = 2;
 
@@ -52,6 +54,10 @@ pub enum ServeError {
 pub fn run(source: Source, binary: PathBuf) -> Result<(), ServeError> {
     let config = source.load()?;
     let filter = log::start(&config.log);
+    // Before there are threads, which inherit it. Whoever may not do so serves all the same.
+    if let Err(error) = rustix::process::setpriority_process(None, PRIORITY) {
+        tracing::debug!(%error, "answers may be late while guests keep all processors busy");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()

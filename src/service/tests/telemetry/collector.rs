@@ -18,6 +18,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use prost::Message;
 use tokio::net::TcpListener;
+use tonic::codec::CompressionEncoding;
 use tonic::transport::server::TcpIncoming;
 use vmferry_service::telemetry::Protocol;
 
@@ -64,7 +65,8 @@ pub(crate) async fn start(protocol: Protocol) -> (String, Heard) {
     let (listener, address) = listener().await;
     match protocol {
         Protocol::Grpc => {
-            let service = TraceServiceServer::new(heard.clone());
+            let service =
+                TraceServiceServer::new(heard.clone()).accept_compressed(CompressionEncoding::Gzip);
             let server = tonic::transport::Server::builder().add_service(service);
             tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
         }

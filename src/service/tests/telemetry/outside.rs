@@ -65,8 +65,6 @@ async fn another_collector_takes_every_protocol_and_hands_on_what_was_meant() {
         .args(["--otlp-grpc-endpoint", &format!("127.0.0.1:{grpc}")])
         .args(["--otlp-http-endpoint", &format!("127.0.0.1:{http}")])
         .args(["--exporter", "otlp", "--otlp-exporter-endpoint", &behind])
-        // What is handed on is read by this project's own receiver, which takes nothing packed.
-        .args(["--otlp-exporter-compression", "none"])
         .args(["--batch-timeout", "50ms"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
