@@ -154,10 +154,20 @@ impl Inner {
         self.changed(&entry);
     }
 
-    async fn adopt_running(self: &Arc<Self>, entry: &Arc<Entry>, running: process::Running) {
+    pub(super) async fn adopt_running(
+        self: &Arc<Self>,
+        entry: &Arc<Entry>,
+        running: process::Running,
+    ) {
         let (client, events) = vms::connect(entry, running);
         let status = match client.call(Request::Status).await {
             Ok(Answer::Status(status)) => *status,
+            // An earlier service may have told it to end: what it leaves says why.
+            _ if process::gone(&entry.dir).await => {
+                entry.with(|d| d.client = None);
+                let why = "its process ended while no host service ran".to_owned();
+                return self.died(entry, why).await;
+            }
             _ => {
                 entry.with(|d| {
                     d.state = VmState::Crashed;

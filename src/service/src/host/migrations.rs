@@ -57,6 +57,8 @@ pub(super) struct Known {
     pub(super) cancel: watch::Sender<bool>,
     /// The other host may still know of an earlier try.
     pub(super) again: bool,
+    /// Its end is being noted.
+    ended: bool,
 }
 
 impl Known {
@@ -65,6 +67,7 @@ impl Known {
             kept,
             cancel: watch::Sender::new(false),
             again: false,
+            ended: false,
         }
     }
 }
@@ -158,23 +161,28 @@ impl Inner {
         reason: Option<String>,
         account: Account<'_>,
     ) {
-        let mut ended = None;
-        self.update_kept(id, |kept| {
-            let m = &mut kept.migration;
-            if m.state.is_over() {
-                return;
-            }
-            m.state = state;
-            m.reason = reason;
-            m.ended_ms = Some(now_ms());
-            if let Account::Source(report) = account {
-                m.blackout_ms = report.blackout_ms;
-                m.total_ms = Some(report.total_ms);
-            }
-            ended = Some(kept.clone());
-        });
-        if let Some(kept) = ended {
-            self.tell_world(&kept, account);
+        let ended = {
+            let mut registry = lock(&self.migrations);
+            let known = registry.known.get_mut(id);
+            let open = known.filter(|k| !k.ended && !k.kept.migration.state.is_over());
+            open.map(|known| {
+                known.ended = true;
+                let mut kept = known.kept.clone();
+                let m = &mut kept.migration;
+                m.state = state;
+                m.reason = reason;
+                m.ended_ms = Some(now_ms());
+                if let Account::Source(report) = account {
+                    m.blackout_ms = report.blackout_ms;
+                    m.total_ms = Some(report.total_ms);
+                }
+                kept
+            })
+        };
+        if let Some(ended) = ended {
+            // First its trace: whoever hears that it is over may ask for it.
+            self.tell_world(&ended, account);
+            self.update_kept(id, |kept| *kept = ended);
         }
         let old = {
             let mut registry = lock(&self.migrations);

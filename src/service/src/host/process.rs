@@ -252,7 +252,8 @@ pub(super) async fn end(dir: &Path, client: Option<&VmmClient>) -> Result<(), St
     }
 }
 
-async fn gone(dir: &Path) -> bool {
+/// Waits for the process of a VM's directory to be gone, not for ever; whether it is.
+pub(super) async fn gone(dir: &Path) -> bool {
     let began = Instant::now();
     while is_there(dir) {
         if began.elapsed() > PATIENCE {

@@ -16,6 +16,8 @@ use crate::control::ControlError;
 
 const VMS: &str = "vms";
 const MIGRATIONS: &str = "migrations";
+/// What is being removed.
+const TRASH: &str = "trash";
 const LOCK: &str = "service.lock";
 
 /// What is done on disk.
@@ -23,6 +25,7 @@ const LOCK: &str = "service.lock";
 enum Work {
     Write(PathBuf, Vec<u8>),
     Remove(PathBuf),
+    Nothing,
 }
 
 #[derive(Debug)]
@@ -60,10 +63,13 @@ impl Store {
             ),
             e => failed(e.into()),
         })?;
+        // An earlier service may have ended before it was through with it.
+        let trash = dir.join(TRASH);
+        discard(&trash).map_err(failed)?;
         let (jobs, work) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || work_off(&work))
+            .spawn(move || work_off(&work, &trash))
             .map_err(failed)?;
         Ok(Self {
             // VM processes are told where their files are, whatever their working directory.
@@ -135,6 +141,12 @@ impl Store {
         self.send(Work::Remove(dir), None);
     }
 
+    /// Waits until what was to be written by now is.
+    pub(super) async fn written(&self) {
+        // What went wrong is logged.
+        let _ = self.ask(Work::Nothing).await;
+    }
+
     async fn ask(&self, work: Work) -> io::Result<()> {
         let (done, result) = oneshot::channel();
         self.send(work, Some(done));
@@ -165,14 +177,35 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> ControlError + use<> {
     move |e| ControlError::Failed(format!("'{path}' cannot be written: {e}"))
 }
 
-fn work_off(jobs: &mpsc::Receiver<Job>) {
+/// It is there as a whole, or not at all: half a VM would be taken for one.
+fn remove_whole(dir: &Path, trash: &Path) -> io::Result<()> {
+    let aside = match dir.file_name() {
+        Some(name) => trash.join(name),
+        None => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    private_dir(trash)?;
+    discard(&aside)?;
+    match fs::rename(dir, &aside) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    }
+    File::open(dir.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    discard(&aside)
+}
+
+fn discard(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn work_off(jobs: &mpsc::Receiver<Job>, trash: &Path) {
     while let Ok(Job { work, done }) = jobs.recv() {
         let result = match &work {
             Work::Write(path, bytes) => write_whole(path, bytes),
-            Work::Remove(dir) => match fs::remove_dir_all(dir) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-                other => other,
-            },
+            Work::Remove(dir) => remove_whole(dir, trash),
+            Work::Nothing => Ok(()),
         };
         match (result, done) {
             (result, Some(done)) => drop(done.send(result)),
@@ -250,6 +283,19 @@ mod tests {
         store.remove(store.migrations()).await.unwrap();
         store.remove(store.migrations()).await.unwrap();
         assert_eq!(read::<u32>(&path), Ok(None));
+    }
+
+    #[tokio::test]
+    async fn what_is_removed_goes_as_a_whole_and_what_was_left_of_it_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let half = dir.path().join(TRASH).join("web-1");
+        fs::create_dir_all(&half).unwrap();
+        fs::write(half.join("spec.json"), "{}").unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert!(!half.exists());
+        store.write(store.vm("web-1").join("x"), &1).await.unwrap();
+        store.remove(store.vm("web-1")).await.unwrap();
+        assert!(!store.vm("web-1").exists() && !half.exists());
     }
 
     #[test]

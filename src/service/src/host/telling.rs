@@ -115,6 +115,7 @@ impl Inner {
     /// The trace of a migration as OTLP JSON: what this host has of it, and at the source also
     /// what the other host has, where that answers.
     pub(super) async fn trace(&self, id: &str) -> Result<serde_json::Value> {
+        self.store.written().await;
         let own: serde_json::Value = self.kept_file(id, migrations::TRACE).await?;
         let migration = self.migration(id)?;
         // The source asks the destination, never the other way: they would ask for ever.

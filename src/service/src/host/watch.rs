@@ -1,5 +1,6 @@
 //! What a VM process says, until it is gone.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +20,17 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a process may take to be quite gone once its connection has ended.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Listens to a VM's process until it is gone.
-pub(super) async fn listen(
+/// Listens to a VM's process until it is gone. Boxed: one may follow another.
+pub(super) fn listen(
+    inner: Arc<Inner>,
+    entry: Arc<Entry>,
+    client: Arc<VmmClient>,
+    events: mpsc::UnboundedReceiver<Event>,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(listening(inner, entry, client, events))
+}
+
+async fn listening(
     inner: Arc<Inner>,
     entry: Arc<Entry>,
     client: Arc<VmmClient>,
@@ -58,10 +68,18 @@ pub(super) async fn listen(
         },
         () = sleep(GONE_WITHIN) => None,
     };
-    if process::is_there(&entry.dir)
-        && let Err(error) = inner.end_process(&entry).await
-    {
-        tracing::error!(vm = entry.name, %error, "a process that does not answer stays");
+    // A guest may run in it still: it is not ended for a connection that broke.
+    match process::find(&entry.dir).await {
+        Ok(Some(running)) => return inner.adopt_running(&entry, running).await,
+        Ok(None) => {}
+        Err(error) => {
+            tracing::error!(vm = entry.name, error, "a process that does not answer");
+            entry.with(|d| {
+                d.state = VmState::Crashed;
+                d.detail = Some(format!("its process is there, but {error}"));
+            });
+            return inner.changed(&entry);
+        }
     }
     let why = why.unwrap_or_else(|| "its process is gone".to_owned());
     inner.died(&entry, why).await;
