@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
@@ -18,6 +19,8 @@ const VMS: &str = "vms";
 const MIGRATIONS: &str = "migrations";
 /// What is being removed.
 const TRASH: &str = "trash";
+/// How long somebody else may still have the lock.
+const LET_GO_WITHIN: Duration = Duration::from_secs(1);
 const LOCK: &str = "service.lock";
 
 /// What is done on disk.
@@ -55,7 +58,7 @@ impl Store {
             private_dir(dir).map_err(failed)?;
         }
         let lock = File::create(dir.join(LOCK)).map_err(failed)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
+        hold(&lock).map_err(|e| match e {
             rustix::io::Errno::WOULDBLOCK => format!(
                 "the state directory '{}' is in use by another host service: end that one, or \
                  give this one a directory of its own",
@@ -175,6 +178,20 @@ impl Drop for Store {
 fn failed(path: &Path) -> impl Fn(io::Error) -> ControlError + use<> {
     let path = path.display().to_string();
     move |e| ControlError::Failed(format!("'{path}' cannot be written: {e}"))
+}
+
+/// Locks it. A process that is just being started has a copy of an earlier service's lock, for the
+/// moment until it becomes another program.
+fn hold(lock: &File) -> rustix::io::Result<()> {
+    let began = Instant::now();
+    loop {
+        match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < LET_GO_WITHIN => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            held => return held,
+        }
+    }
 }
 
 /// It is there as a whole, or not at all: half a VM would be taken for one.
