@@ -105,6 +105,15 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The value that so many of 100 are not above; not a number where there is none.
+#[must_use]
+pub fn percentile(percent: usize, values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    let at = (values.len() * percent).div_ceil(100).saturating_sub(1);
+    values.get(at).copied().unwrap_or(f64::NAN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -44,22 +44,15 @@ pub fn stretches(title: &str, all: &[Stretch], (from_ms, to_ms): (f64, f64)) -> 
         }
         let length = (end.min(WIDTH) - begin).max(1.0);
         let depth = stretch.name.len() - stretch.name.trim_start().len();
-        // Writing to a String cannot fail.
-        let _ = write!(
-            body,
-            "<text x=\"{:.0}\" y=\"{:.0}\">{}</text>\n<rect x=\"{:.1}\" y=\"{:.0}\" \
-             width=\"{length:.1}\" height=\"{:.0}\" fill=\"{}\"/>\n\
-             <text x=\"{:.0}\" y=\"{:.0}\">{:.2} ms</text>\n",
-            12.0 + depth as f64 * 7.0,
-            y + 14.0,
-            escape(stretch.name.trim()),
-            LEFT + begin,
-            y + 2.0,
-            ROW - 4.0,
-            colour(&stretch.group),
-            LEFT + WIDTH + 8.0,
-            y + 14.0,
-            stretch.ms,
+        let label = (12.0 + depth as f64 * 7.0, "start", stretch.name.trim());
+        let value = (LEFT + WIDTH + 8.0, format!("{:.2} ms", stretch.ms));
+        row(
+            &mut body,
+            y,
+            &label,
+            (LEFT + begin, length),
+            &stretch.group,
+            &value,
         );
         y += ROW;
     }
@@ -79,26 +72,36 @@ pub fn bars(title: &str, bars: &[Bar]) -> String {
             y += ROW / 2.0;
         }
         let length = (bar.value.max(0.0) / most * WIDTH).max(1.0);
-        // Writing to a String cannot fail.
-        let _ = write!(
-            body,
-            "<text x=\"{:.0}\" y=\"{:.0}\" text-anchor=\"end\">{} · {}</text>\n\
-             <rect x=\"{LEFT:.0}\" y=\"{:.0}\" width=\"{length:.1}\" height=\"{:.0}\" \
-             fill=\"{}\"/>\n<text x=\"{:.1}\" y=\"{:.0}\">{:.1}</text>\n",
-            LEFT - 8.0,
-            y + 14.0,
-            escape(&bar.group),
-            escape(&bar.name),
-            y + 2.0,
-            ROW - 4.0,
-            colour(&bar.name),
-            LEFT + length + 6.0,
-            y + 14.0,
-            bar.value,
-        );
+        let name = format!("{} · {}", bar.group, bar.name);
+        let label = (LEFT - 8.0, "end", name.as_str());
+        let value = (LEFT + length + 6.0, format!("{:.1}", bar.value));
+        row(&mut body, y, &label, (LEFT, length), &bar.name, &value);
         y += ROW;
     }
     frame(title, &body, y)
+}
+
+/// A label (where, which end of it is there, words), a bar (where, how long) and what it says.
+fn row(
+    body: &mut String,
+    y: f64,
+    (label_x, anchor, label): &(f64, &str, &str),
+    (bar_x, length): (f64, f64),
+    kind: &str,
+    (value_x, value): &(f64, String),
+) {
+    // Writing to a String cannot fail.
+    let _ = write!(
+        body,
+        "<text x=\"{label_x:.0}\" y=\"{text:.0}\" text-anchor=\"{anchor}\">{}</text>\n\
+         <rect x=\"{bar_x:.1}\" y=\"{:.0}\" width=\"{length:.1}\" height=\"{:.0}\" \
+         fill=\"{}\"/>\n<text x=\"{value_x:.1}\" y=\"{text:.0}\">{value}</text>\n",
+        escape(label),
+        y + 2.0,
+        ROW - 4.0,
+        colour(kind),
+        text = y + 14.0,
+    );
 }
 
 fn frame(title: &str, body: &str, height: f64) -> String {

@@ -15,6 +15,7 @@ use clap::Parser;
 use serde::Serialize;
 use serde_json::json;
 use vmferry_benches::bars::{self, Judged, judged};
+use vmferry_benches::demo::{median, percentile};
 use vmferry_service::client::ApiClient;
 use vmferry_service::model::{Drain, MigrationOptions, VmSpec};
 use vmferry_tests::hosts::{HostService, Hosts, fleet};
@@ -65,20 +66,6 @@ struct Emptied {
     mbit: Vec<f64>,
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// The value that 99 of 100 are not above.
-fn p99(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = (sorted.len() * 99).div_ceil(100).saturating_sub(1);
-    sorted.get(at).copied().unwrap_or(f64::NAN)
-}
-
 /// Asks for all machines, for the host and for one machine in turn, until told to stop; how long
 /// each answer took, in milliseconds.
 async fn ask(client: ApiClient, stop: Arc<AtomicBool>) -> Vec<f64> {
@@ -106,7 +93,7 @@ async fn empty(
     let stop = Arc::new(AtomicBool::new(false));
     let asked = tokio::spawn(ask(from.client(), stop.clone()));
     let begun = Instant::now();
-    let drain: Drain = fleet::drain(from, &request).await?;
+    let drain: Drain = fleet::drain(from, to, &request).await?;
     let took_s = begun.elapsed().as_secs_f64();
     stop.store(true, Ordering::Relaxed);
     let answers = asked.await.map_err(|e| e.to_string())?;
@@ -199,7 +186,7 @@ async fn measure(args: &Args) -> Result<bool, String> {
         ),
         judged(
             "99 % of the API's answers while all machines move at once, ms",
-            p99(&answers[0]),
+            percentile(99, &answers[0]),
             ANSWER_MS,
         ),
     ];
@@ -229,7 +216,7 @@ async fn measure(args: &Args) -> Result<bool, String> {
                 "{} answers with {of} machines: median {:.1} ms, 99 % within {:.1} ms",
                 answered.len(),
                 median(answered),
-                p99(answered),
+                percentile(99, answered),
             );
         }
         bars::print(&bars);
@@ -239,10 +226,6 @@ async fn measure(args: &Args) -> Result<bool, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    // Whoever asks is to be as quick as who answers, and not what is measured.
-    if let Err(error) = rustix::process::setpriority_process(None, -10) {
-        eprintln!("hosts: asks at the usual priority: {error}");
-    }
     let runtime = tokio::runtime::Runtime::new();
     let kept = runtime
         .map_err(|e| e.to_string())

@@ -5,6 +5,7 @@
 
 use clap::Parser;
 use serde::Serialize;
+use vmferry_benches::demo::median;
 use vmferry_benches::transport::{Cost, Error, Load, keys, ours, plain_quic, plain_tls};
 use vmferry_transports::TransportKind;
 use vmferry_transports::keys::HostKeys;
@@ -56,31 +57,12 @@ struct Row {
     ratio: Option<f64>,
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        n if n.is_multiple_of(2) => f64::midpoint(values[middle - 1], values[middle]),
-        _ => values[middle],
-    }
-}
-
 fn side(costs: &[Cost], bytes: usize) -> Side {
     let bytes = bytes as f64;
+    let of = |figure: &dyn Fn(&Cost) -> f64| median(&costs.iter().map(figure).collect::<Vec<_>>());
     Side {
-        mb_per_s: median(
-            costs
-                .iter()
-                .map(|cost| bytes / 1e6 / cost.time.as_secs_f64())
-                .collect(),
-        ),
-        cpu_s_per_gib: median(
-            costs
-                .iter()
-                .map(|cost| cost.cpu.as_secs_f64() * f64::from(1 << 30) / bytes)
-                .collect(),
-        ),
+        mb_per_s: of(&|cost| bytes / 1e6 / cost.time.as_secs_f64()),
+        cpu_s_per_gib: of(&|cost| cost.cpu.as_secs_f64() * f64::from(1 << 30) / bytes),
     }
 }
 
@@ -124,7 +106,7 @@ async fn compare(
         pairs: args.pairs,
         ours: side(&ours, load.bytes()),
         plain: (!args.alone).then(|| side(&plain, load.bytes())),
-        ratio: (!args.alone).then(|| median(ratios)),
+        ratio: (!args.alone).then(|| median(&ratios)),
     })
 }
 

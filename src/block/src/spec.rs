@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::nbd::uri::{Address, NbdUri};
+
 /// Where a disk's content is. The same on both hosts of a migration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -52,6 +54,25 @@ impl DiskSource {
 const MAX_SERIAL: usize = 20;
 /// Most virtqueues of a disk.
 pub const MAX_QUEUES: u16 = 8;
+
+impl DiskSource {
+    /// Files and directories of this host that whoever opens it uses.
+    ///
+    /// # Errors
+    /// In words, where it makes no sense.
+    pub fn paths(&self) -> Result<Vec<PathBuf>, String> {
+        let uri = match self {
+            Self::File(path) => return Ok(vec![path.clone()]),
+            Self::Nbd(uri) => NbdUri::parse(uri)?,
+        };
+        let socket = match uri.address {
+            Address::Unix(path) => Some(path),
+            Address::Tcp { .. } => None,
+        };
+        let certificates = uri.tls.map(|tls| tls.certificates);
+        Ok(socket.into_iter().chain(certificates).collect())
+    }
+}
 
 impl DiskSpec {
     /// Whether a disk can be so.

@@ -12,6 +12,7 @@ pub mod control;
 pub mod host;
 pub mod model;
 pub mod page;
+pub mod rules;
 pub mod serve;
 pub mod systemd;
 pub mod telemetry;

@@ -127,6 +127,35 @@ pub enum VmState {
     Settling,
 }
 
+impl VmState {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Starting,
+        Self::Running,
+        Self::Paused,
+        Self::Arriving,
+        Self::Stopped,
+        Self::Crashed,
+        Self::Undecided,
+        Self::Settling,
+    ];
+
+    /// As the API spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Arriving => "arriving",
+            Self::Stopped => "stopped",
+            Self::Crashed => "crashed",
+            Self::Undecided => "undecided",
+            Self::Settling => "settling",
+        }
+    }
+}
+
 /// A machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Vm {
@@ -169,8 +198,8 @@ pub struct MigrationOptions {
     /// `quic` or `tcp`.
     #[schema(pattern = "^(quic|tcp)$")]
     pub transport: Option<String>,
-    /// Page streams, 1 to 16.
-    #[schema(minimum = 1, maximum = 16)]
+    /// Page streams, 1 to 64.
+    #[schema(minimum = 1, maximum = 64)]
     pub streams: Option<u16>,
     /// `auto`, `raw`, `lz4`, `zstd[:LEVEL]`, `brotli[:LEVEL]`.
     #[schema(pattern = "^(auto|raw|lz4|zstd(:(-[1-5]|[0-9]))?|brotli(:[0-5])?)$")]
@@ -188,7 +217,7 @@ pub struct MigrationOptions {
     #[schema(minimum = 0, maximum = 1000000)]
     pub link_mbit: Option<u64>,
     /// Longest blackout to accept, in milliseconds.
-    #[schema(minimum = 0, maximum = 3600000)]
+    #[schema(exclusive_minimum = 0, maximum = 3600000)]
     pub max_blackout_ms: Option<f64>,
     /// Fewest passes before the pause.
     #[schema(minimum = 1, maximum = 40)]
@@ -244,6 +273,33 @@ pub enum MigrationState {
 }
 
 impl MigrationState {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Queued,
+        Self::Preflight,
+        Self::Running,
+        Self::Settling,
+        Self::Completed,
+        Self::Cancelled,
+        Self::Failed,
+        Self::Undecided,
+    ];
+
+    /// As the API spells it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Preflight => "preflight",
+            Self::Running => "running",
+            Self::Settling => "settling",
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+            Self::Undecided => "undecided",
+        }
+    }
+
     /// Whether nothing more will happen.
     #[must_use]
     pub const fn is_over(self) -> bool {
@@ -602,4 +658,20 @@ pub enum ServiceEvent {
     Migration(Migration),
     /// A drain has changed.
     Drain(Drain),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_have_the_names_that_the_api_spells() {
+        let spelled = |state: serde_json::Value| state.as_str().map(str::to_owned).unwrap();
+        for state in VmState::ALL {
+            assert_eq!(state.name(), spelled(serde_json::json!(state)));
+        }
+        for state in MigrationState::ALL {
+            assert_eq!(state.name(), spelled(serde_json::json!(state)));
+        }
+    }
 }

@@ -76,11 +76,6 @@ impl Notifier {
         self.tell("WATCHDOG=1");
     }
 
-    /// How it is, in a line for people.
-    pub fn status(&self, status: &str) {
-        self.tell(&format!("STATUS={}", line(status)));
-    }
-
     fn tell(&self, state: &str) {
         let Some(socket) = &self.to else { return };
         if let Err(error) = socket.send(state.as_bytes()) {
@@ -140,8 +135,6 @@ mod tests {
         assert!(us.parse::<u64>().unwrap() > 0);
         notifier.alive();
         assert_eq!(heard(manager), "WATCHDOG=1");
-        notifier.status("3 machines");
-        assert_eq!(heard(manager), "STATUS=3 machines");
         notifier.stopping();
         assert_eq!(heard(manager), "STOPPING=1");
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use vmferry_service::config::is_name;
+use vmferry_service::rules::{HOST_NAME_RULE, is_host_name};
 use vmferry_transports::TransportError;
 use vmferry_transports::keys::{
     AUTHORITY_DAYS, Authority, CertificateInfo, DAYS, Existing, HostKeys,
@@ -97,10 +97,10 @@ fn days() -> clap::builder::RangedI64ValueParser<u32> {
 }
 
 fn name(text: &str) -> Result<String, String> {
-    if is_name(text) {
+    if is_host_name(text) {
         Ok(text.to_owned())
     } else {
-        Err("a name has 1 to 63 lower-case letters, digits and hyphens".to_owned())
+        Err(format!("a name is {HOST_NAME_RULE}"))
     }
 }
 

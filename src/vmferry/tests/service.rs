@@ -5,17 +5,18 @@
 mod common;
 
 use std::process::Command;
+use std::time::Duration;
 
 use common::demo::{Ran, ran};
-use common::{BIN, kvm, run};
+use common::{BIN, kvm_usable, run};
 use serde_json::Value;
 use vmferry_service::model::{MigrationOptions, MigrationState};
-use vmferry_tests::hosts::{HostService, Hosts, fleet};
+use vmferry_tests::hosts::{HostService, Hosts, ended, fleet};
 use vmferry_tests::sim::Rng;
 
 /// The best sort of machine that this host can run.
 fn sort() -> &'static str {
-    if kvm() { "kvm" } else { "process" }
+    if kvm_usable() { "kvm" } else { "process" }
 }
 
 async fn two(more: &str) -> Hosts {
@@ -86,7 +87,9 @@ fn a_machine_moves_by_the_command_line_and_all_of_it_is_told() {
         let metrics = a.client().metrics().await.unwrap();
         let counted = "vmferry_migrations_total{direction=\"outgoing\",outcome=\"completed\"} 1";
         assert!(metrics.contains(counted), "{metrics}");
+        let id = id.to_owned();
         let b = &*hosts.host("b");
+        ended(&b.client(), &id).await;
         ask(b, "vm verify web-1").ok();
         assert_eq!(json(b, "migrations list")[0]["direction"], "incoming");
         ask(b, "vm stop web-1").ok();
@@ -138,7 +141,8 @@ fn a_service_ends_when_told_and_takes_over_limits_and_peers() {
             if info.limits.outgoing == 7 && info.peers.contains_key("c") {
                 break;
             }
-            tokio::task::yield_now().await;
+            // Nobody is told when it is taken over.
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         assert!(a.stop(), "{}", a.log());
         assert!(client.health().await.is_err());
@@ -157,7 +161,8 @@ fn a_host_is_emptied_and_filled_again() {
         fleet::create(&a, &specs).await.unwrap();
         for (from, to) in [("a", "b"), ("b", "a")] {
             let request = fleet::to(to, 4, MigrationOptions::default());
-            let drain = fleet::drain(hosts.host(from), &request).await.unwrap();
+            let (source, destination) = hosts.pair(from, to);
+            let drain = fleet::drain(source, destination, &request).await.unwrap();
             assert!(fleet::all_left(&drain), "{drain:?}");
             assert_eq!(drain.items.len(), specs.len());
         }

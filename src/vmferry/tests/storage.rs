@@ -204,8 +204,11 @@ async fn a_guest_is_not_booted_on_a_disk_in_use(kind: MachineKind) {
     let why = b.call(second.clone()).await.unwrap_err().to_string();
     assert!(why.contains("in use by another machine"), "{why}");
     Move::new(&a, &b).complete(&mut a, &mut b).await;
+    let why = a.call(second.clone()).await.unwrap_err().to_string();
+    assert!(why.contains("runs on another host"), "{why}");
     // Perhaps it is the heir's still: in any case it is somebody's.
-    let why = a.call(second).await.unwrap_err().to_string();
+    let mut c = lab.host("c").await;
+    let why = c.call(second).await.unwrap_err().to_string();
     assert!(why.contains("disk.img") && why.contains("machine"), "{why}");
     b.runs_unharmed().await;
 }

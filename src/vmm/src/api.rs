@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use vmferry_engine::report::{DestinationTimeline, MigrationReport};
 use vmferry_engine::{Budget, source};
 use vmferry_machine::{Beat, Console, DiskStats, MachineConfig};
+use vmferry_protocol::source::PassProgress;
 use vmferry_protocol::storage::{JobKey, Settlement};
 
 /// Longest line accepted, in bytes.
@@ -138,6 +139,9 @@ pub struct ReceiveOptions {
     /// never.
     #[serde(default)]
     pub come_within_s: Option<u64>,
+    /// The machine that is to come, consoles aside; any, where nothing is said.
+    #[serde(default)]
+    pub machine: Option<Box<MachineConfig>>,
     /// Where the serial console goes here, as the source's files may not exist on this host.
     pub serial: Console,
     /// The same for the debug port.
@@ -253,9 +257,6 @@ pub struct Status {
     pub threads: usize,
     /// Resident memory of the process in bytes.
     pub rss_bytes: u64,
-    /// Writes of a former owner that are not settled, of all disks together.
-    #[serde(default)]
-    pub fences: u64,
 }
 
 /// The migration under way.
@@ -366,21 +367,10 @@ pub struct ProgressLine {
     pub run_delay_ms: f64,
     /// The newest passes, the one under way last.
     #[serde(default)]
-    pub passes: Vec<PassLine>,
+    pub passes: Vec<PassProgress>,
     /// Encoded bytes so far, by codec.
     #[serde(default)]
     pub bytes_by_codec: BTreeMap<String, u64>,
-}
-
-/// How a pass has gone.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct PassLine {
-    /// From 1.
-    pub pass: u32,
-    /// Pages that may have changed before it.
-    pub considered: u64,
-    /// Pages whose content was sent.
-    pub sent: u64,
 }
 
 /// A line from a VM process.

@@ -5,14 +5,19 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::api::{Answer, Call, Event, Line, Request};
+
+/// How long an answer may take. What takes longer is told by events.
+const CALL_WITHIN: Duration = Duration::from_secs(120);
 
 /// Why a call failed.
 #[derive(Debug, Error)]
@@ -29,6 +34,9 @@ pub enum ClientError {
     /// The process is gone.
     #[error("the VM process has gone away")]
     Gone,
+    /// It does not answer; what was asked may yet be done.
+    #[error("no answer of the VM process in {0:?}")]
+    Silent(Duration),
     /// The process refused.
     #[error("{0}")]
     Refused(String),
@@ -98,7 +106,8 @@ impl VmmClient {
     /// Asks and waits for the answer.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] with the process's own words, [`ClientError::Gone`].
+    /// [`ClientError::Refused`] with the process's own words, [`ClientError::Gone`],
+    /// [`ClientError::Silent`].
     pub async fn call(&self, request: Request) -> Result<Answer, ClientError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut line = serde_json::to_vec(&Call { id, request })?;
@@ -111,10 +120,11 @@ impl VmmClient {
         if self.lines.send(line).is_err() {
             return Err(ClientError::Gone);
         }
-        match answer.await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(message)) => Err(ClientError::Refused(message)),
-            Err(_) => Err(ClientError::Gone),
+        match timeout(CALL_WITHIN, answer).await {
+            Ok(Ok(Ok(answer))) => Ok(answer),
+            Ok(Ok(Err(message))) => Err(ClientError::Refused(message)),
+            Ok(Err(_)) => Err(ClientError::Gone),
+            Err(_) => Err(ClientError::Silent(CALL_WITHIN)),
         }
     }
 }

@@ -29,14 +29,25 @@ pub fn read(dir: &Path, id: &str) -> io::Result<Option<Event>> {
 
 /// Writes down how migration `id` ended: the whole file is on disk, or none. Blocks.
 pub(crate) fn write(dir: &Path, id: &str, end: &Event) -> io::Result<()> {
-    let dir = dir.join(DIR);
-    fs::create_dir_all(&dir)?;
-    let new = dir.join(format!(".{id}.new"));
+    let path = path(dir, id);
+    fs::create_dir_all(dir.join(DIR))?;
+    write_whole(&path, &serde_json::to_vec(end)?)
+}
+
+/// Writes a file in a directory that is there: the whole of it is on disk, or what was before.
+/// Blocks.
+///
+/// # Errors
+/// As the file system says.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
     let mut file = File::create(&new)?;
-    file.write_all(&serde_json::to_vec(end)?)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&new, dir.join(format!("{id}.json")))?;
-    File::open(&dir)?.sync_all()
+    fs::rename(&new, path)?;
+    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

@@ -10,8 +10,10 @@ mod events;
 mod migrate;
 pub mod past;
 pub mod process;
+mod random;
 mod run;
 mod server;
 mod vm;
 
+pub use random::random_bits;
 pub use run::{JOURNAL, RunError, RunOptions, SOCKET, run};

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::TryRngCore;
-use rand::rngs::OsRng;
 use tokio::sync::{broadcast, watch};
 use vmferry_codecs::{CodecChoice, CodecId};
 use vmferry_engine::destination::{self, DestinationHandle, DestinationOptions, config_of};
@@ -15,15 +13,15 @@ use vmferry_machine::{Console, Machine, MachineConfig, MachineKind, Role};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::policy::Limits;
-use vmferry_protocol::source::PassProgress;
 use vmferry_tracker::auto::{self, MachineSort};
 use vmferry_tracker::{GroupSize, TrackerKind};
 use vmferry_transports::{
     Bandwidth, Connector, LinkHint, TlsIdentity, TransportKind, connector, listen,
 };
 
-use crate::api::{Event, MigrateOptions, PassLine, ProgressLine, ReceiveOptions, TlsFiles};
+use crate::api::{Event, MigrateOptions, ProgressLine, ReceiveOptions, TlsFiles};
 use crate::events::{Happened, Happenings, sink};
+use crate::random_bits;
 
 fn identity(files: &TlsFiles) -> Result<TlsIdentity, String> {
     TlsIdentity::from_files(&files.ca, &files.cert, &files.key).map_err(|e| chain(&e))
@@ -71,7 +69,7 @@ pub(crate) async fn leave(
         .map_err(|_| "the longest blackout is not a time".to_owned())?;
     let migration = match &asked.migration {
         Some(id) => id.parse().map_err(|e| format!("migration id: {e}"))?,
-        None => random_id()?,
+        None => MigrationId(random_bits()?),
     };
     let trace = match &asked.traceparent {
         Some(text) => Some(text.parse().map_err(|e| format!("traceparent: {e}"))?),
@@ -112,14 +110,6 @@ pub(crate) async fn leave(
     disks_may_move(&*machine).await?;
     let handle = source::start(machine, connector.clone(), journal, options)?;
     Ok((handle, migration, connector))
-}
-
-fn random_id() -> Result<MigrationId, String> {
-    let mut id = [0; 16];
-    OsRng
-        .try_fill_bytes(&mut id)
-        .map_err(|e| format!("no random numbers: {e}"))?;
-    Ok(MigrationId(id))
 }
 
 /// How long a guest that has just come waits for its former host to let go of its disks.
@@ -189,21 +179,13 @@ fn line(live: &Live) -> ProgressLine {
             .map(|d| d.as_secs_f64() * 1e3),
         stall_ms: live.costs.stall.as_secs_f64() * 1e3,
         run_delay_ms: live.run_delay.as_secs_f64() * 1e3,
-        passes: p.passes.iter().map(pass_line).collect(),
+        passes: p.passes.clone(),
         bytes_by_codec: (p.bytes_by_codec.iter())
             .map(|(&id, &bytes)| {
                 let name = CodecId::try_from(id).map_or("unknown", CodecId::name);
                 (name.to_owned(), bytes)
             })
             .collect(),
-    }
-}
-
-fn pass_line(pass: &PassProgress) -> PassLine {
-    PassLine {
-        pass: pass.pass,
-        considered: pass.considered,
-        sent: pass.sent,
     }
 }
 
@@ -221,10 +203,18 @@ pub(crate) async fn receive(
         .map_err(|e| chain(&e))?;
     let address = listener.local_addr().map_err(|e| chain(&e))?;
     let consoles = (asked.serial.clone(), asked.debugcon.clone());
+    let announced = asked.machine.as_deref().cloned();
+    let announced = announced.map(|machine| here(machine, consoles.clone()));
     let (offered, offer) = watch::channel(false);
     let make = move |shape: &vmferry_protocol::message::VmShape| {
         offered.send_replace(true);
         let config = here(config_of(shape)?, consoles.clone());
+        if announced
+            .as_ref()
+            .is_some_and(|announced| *announced != config)
+        {
+            return Err("another machine came than the one that was announced".to_owned());
+        }
         vmferry_machine::create(&config, sink(to.clone()), Role::Heir).map_err(|e| chain(&e))
     };
     let options = DestinationOptions::new(token);

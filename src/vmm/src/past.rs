@@ -28,6 +28,11 @@ pub(crate) fn fences(records: &[Record]) -> Result<Vec<(MigrationId, JobRecord)>
             ));
         }
     }
+    if let Whereabouts::Left(migration) = whereabouts(records) {
+        return Err(format!(
+            "the guest runs on another host since migration {migration}: it cannot run here as well"
+        ));
+    }
     Ok(open_fences(records))
 }
 
@@ -66,6 +71,7 @@ mod tests {
     use vmferry_protocol::storage::{Extent, Fate, JobId, JobKey, JobKind};
 
     const M: MigrationId = MigrationId([1; 16]);
+    const N: MigrationId = MigrationId([2; 16]);
 
     fn handed() -> Record {
         let key = JobKey {
@@ -91,7 +97,6 @@ mod tests {
 
     #[test]
     fn the_last_step_says_where_the_guest_may_run() {
-        const N: MigrationId = MigrationId([2; 16]);
         let came = [handed(), Record::Prepared(M), Record::Owner(M)];
         let mut records = Vec::new();
         let mut after = |record: Record| {
@@ -113,6 +118,9 @@ mod tests {
         let here = [handed(), Record::Prepared(M), Record::Owner(M)];
         assert_eq!(fences(&here).map(|f| f.len()), Ok(1));
         let released = [handed(), Record::Relinquished(M), Record::Released(M)];
-        assert_eq!(fences(&released), Ok(Vec::new()));
+        assert!(fences(&released).unwrap_err().contains("another host"));
+        // It has come back since.
+        let back = [&released[..], &[Record::Prepared(N), Record::Owner(N)]].concat();
+        assert_eq!(fences(&back), Ok(Vec::new()));
     }
 }

@@ -117,9 +117,7 @@ impl Vm {
             Request::Boot(config) => self.boot(*config).await,
             Request::Pause => self.with_machine(|m| m.pause()).await,
             Request::Resume => {
-                // One that was handed over without an answer is nobody's to let run by guess.
-                let records = self.journal.records().map_err(|e| chain(&e))?;
-                past::fences(&records)?;
+                self.must_be_here()?;
                 self.with_machine(|m| m.resume()).await
             }
             Request::Receive(options) => {
@@ -136,6 +134,7 @@ impl Vm {
                 Ok(Answer::Listening { address })
             }
             Request::Migrate(options) => {
+                self.must_be_here()?;
                 self.must_be_free()?;
                 let machine = self.the_machine()?;
                 let journal = Arc::new(Lasting(self.journal.clone()));
@@ -210,6 +209,12 @@ impl Vm {
             Job::None => Ok(()),
             _ => Err("a migration is under way: wait for its end, or cancel it".to_owned()),
         }
+    }
+
+    /// One that was handed over is nobody's to let run here by guess, or to hand over again.
+    fn must_be_here(&self) -> Result<(), String> {
+        let records = self.journal.records().map_err(|e| chain(&e))?;
+        past::fences(&records).map(drop)
     }
 
     fn the_machine(&self) -> Result<Arc<dyn Machine>, String> {
@@ -414,10 +419,8 @@ impl Vm {
             Some(MachineState::Stopped) => ("stopped", self.last_words.clone()),
             Some(MachineState::Crashed(detail)) => ("crashed", Some(detail)),
         };
-        let disks = self.machine.as_ref().map(|m| m.disks().stats());
         Status {
             machine: machine.to_owned(),
-            fences: disks.map_or(0, |disks| disks.fences),
             kind: self
                 .machine
                 .as_ref()

@@ -60,16 +60,34 @@ pub fn to(host: &str, parallel: u32, options: MigrationOptions) -> DrainRequest 
     }
 }
 
-/// Empties a host; returns how that went when it is over.
+/// Empties a host into another; returns how that went when it is over, and both know.
 ///
 /// # Errors
 /// In words.
-pub async fn drain(from: &HostService, request: &DrainRequest) -> Result<Drain, String> {
+pub async fn drain(
+    from: &HostService,
+    to: &HostService,
+    request: &DrainRequest,
+) -> Result<Drain, String> {
     let begun = from.client().drain(request).await.map_err(|e| e.detail())?;
-    match begun.over {
-        true => Ok(begun),
-        false => Ok(from.events().await.drained().await),
+    let drain = match begun.over {
+        true => begun,
+        false => from.events().await.drained().await,
+    };
+    all_ended(&to.client()).await?;
+    Ok(drain)
+}
+
+/// Waits for the end of all migrations that a host knows.
+async fn all_ended(client: &ApiClient) -> Result<(), String> {
+    let all = client
+        .migrations(None, None)
+        .await
+        .map_err(|e| e.detail())?;
+    for migration in all.iter().filter(|m| !m.state.is_over()) {
+        super::ended(client, &migration.id).await;
     }
+    Ok(())
 }
 
 /// Whether all of a drain's machines have left.
@@ -159,6 +177,7 @@ pub async fn drain_under_kills(
             victim.start().await;
             done.kills += 1;
         }
+        all_ended(&b.client()).await?;
         if let Ok(drain) = a.client().drain_state().await {
             last = drain.items;
         }

@@ -5,7 +5,6 @@ pub mod fleet;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -43,10 +42,11 @@ pub struct HostService {
     child: Option<Child>,
 }
 
-/// 127.x.y.0 by process, the last byte by lab and host: whoever else tests here has another.
-fn address(lab: u8, host: usize) -> Ipv4Addr {
+/// An address of the loopback network, 127.x.y.0 by process: whoever else tests here has another.
+#[must_use]
+pub fn own_address(last: u8) -> Ipv4Addr {
     let [.., high, low] = std::process::id().to_be_bytes();
-    Ipv4Addr::new(127, high.max(1), low, lab.wrapping_mul(8) + host as u8)
+    Ipv4Addr::new(127, high.max(1), low, last)
 }
 
 impl Hosts {
@@ -63,7 +63,7 @@ impl Hosts {
             .expect("a directory");
         let authority = Authority::new().expect("a key");
         let lab = LABS.fetch_add(1, Ordering::Relaxed);
-        let at = |host: usize| address(lab, host + 1);
+        let at = |host: usize| own_address(lab.wrapping_mul(8) + host as u8 + 1);
         let hosts = names.iter().enumerate().map(|(n, name)| {
             let own = dir.path().join(name);
             let here = at(n).to_string();
@@ -323,20 +323,28 @@ pub async fn machines(client: &ApiClient) -> Vec<Vm> {
 impl Drop for HostService {
     fn drop(&mut self) {
         self.kill();
-        let vms = fs::read_dir(self.state("vms"));
-        for vm in vms.into_iter().flatten().flatten() {
-            let pid = fs::read_to_string(vm.path().join("pid")).unwrap_or_default();
-            let pid = pid.trim().parse().ok().and_then(Pid::from_raw);
-            if let Some(pid) = pid.filter(|pid| is_ours(*pid, &vm.path()).unwrap_or(false)) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
+        kill_processes_of(&self.dir);
+    }
+}
+
+/// Kills (SIGKILL) every process that was started for something under `dir`: that names it on its
+/// command line, or works in it. VM processes outlive whoever started them, also a failed test.
+pub fn kill_processes_of(dir: &Path) {
+    let own = std::process::id();
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    for number in numbers.filter(|number| *number != own) {
+        let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid.filter(|_| is_of(number, dir)) {
+            // One that has ended by itself is as good.
+            let _ = kill_process(pid, Signal::KILL);
         }
     }
 }
 
-/// Whether a process is that of a VM's directory; numbers are used again.
-fn is_ours(pid: Pid, dir: &Path) -> io::Result<bool> {
-    let words = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero()))?;
-    let dir = dir.to_string_lossy();
-    Ok(String::from_utf8_lossy(&words).contains(&*dir))
+fn is_of(pid: u32, dir: &Path) -> bool {
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let place = fs::read_link(format!("/proc/{pid}/cwd"));
+    place.is_ok_and(|place| place.starts_with(dir))
+        || String::from_utf8_lossy(&words).contains(&*dir.to_string_lossy())
 }

@@ -94,6 +94,18 @@ impl Authority {
             KeyPair::from_pem(&read(&key)?).map_err(|e| failed(&key.display().to_string(), &e))?;
         let pem = read(&ca)?;
         let info = CertificateInfo::from_file(&ca)?;
+        let refused = |why: &str| TransportError::Tls {
+            what: ca.display().to_string(),
+            why: why.to_owned(),
+        };
+        if !info.authority {
+            return Err(refused("it is no authority's certificate"));
+        }
+        if !info.is_current() {
+            return Err(refused(
+                "it has run out, or is not valid yet: make a new authority, and new certificates",
+            ));
+        }
         let issuer = Issuer::from_ca_cert_pem(&pem, secret)
             .map_err(|e| failed(&ca.display().to_string(), &e))?;
         let loaded = Self {
@@ -140,13 +152,13 @@ impl Authority {
     /// # Errors
     /// [`TransportError::Tls`] if a name cannot be one.
     pub fn host(&self, name: &str, others: &[&str], days: u32) -> Result<HostKeys, TransportError> {
-        if name.starts_with(ADMIN) {
+        let names = [&[name], others].concat();
+        if let Some(name) = names.iter().find(|name| name.starts_with(ADMIN)) {
             return Err(TransportError::Tls {
                 what: format!("a certificate for {name:?}"),
                 why: format!("a host with it would be a user: names in {ADMIN} are for users"),
             });
         }
-        let names = [&[name], others].concat();
         let both = [
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,

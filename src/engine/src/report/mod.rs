@@ -31,6 +31,19 @@ pub enum ReportOutcome {
     Undecided,
 }
 
+impl ReportOutcome {
+    /// In a word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+            Self::Undecided => "undecided",
+        }
+    }
+}
+
 /// The parts of the blackout, in milliseconds. They sum to `blackout_ms`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BlackoutBreakdown {

@@ -33,14 +33,16 @@ impl Source<'_> {
             path: path.display().to_string(),
             source,
         };
-        let file = File::open(path).map_err(failed)?;
-        let meta = file.metadata().map_err(failed)?;
+        // Looked at first: to open a pipe may never return, to open a device may have effects.
+        let meta = std::fs::metadata(path).map_err(failed)?;
         if !meta.is_file() {
             return Err(failed(io::Error::other("it is not a regular file")));
         }
+        let file = File::open(path).map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len();
         Ok(Self::File {
             file,
-            len: meta.len(),
+            len,
             what,
             path: path.display().to_string(),
         })

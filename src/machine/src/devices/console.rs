@@ -15,7 +15,8 @@ use crate::{Console, MachineError};
 pub(crate) enum Output {
     #[default]
     None,
-    File(File),
+    Stdout(File),
+    File(Log),
     Socket(Listening),
 }
 
@@ -30,12 +31,8 @@ impl Output {
             Console::Stdout => io::stdout()
                 .as_fd()
                 .try_clone_to_owned()
-                .map(|fd| Self::File(fd.into())),
-            Console::File(path) => OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(path)
-                .map(Self::File),
+                .map(|fd| Self::Stdout(fd.into())),
+            Console::File(path) => Log::open(path).map(Self::File),
             Console::Socket(path) => Listening::bind(path).map(Self::Socket),
         };
         opened.map_err(|source| MachineError::File {
@@ -52,7 +49,8 @@ impl Write for Output {
             Self::None => {}
             // Once, and no more: a signal that interrupts a write to a full pipe is a wish to
             // pause, which is worth more than a byte of output.
-            Self::File(file) => drop(file.write(bytes)),
+            Self::Stdout(file) => drop(file.write(bytes)),
+            Self::File(log) => log.write(bytes),
             Self::Socket(socket) => socket.send(bytes),
         }
         Ok(bytes.len())
@@ -60,6 +58,49 @@ impl Write for Output {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// A file that a guest writes to, and may not fill a disk with: when it is large, it is moved
+/// aside (`.1`), in place of the one before, and begun anew.
+#[derive(Debug)]
+pub(crate) struct Log {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+/// Most bytes of a console's file; there are two of them at most.
+const LOG_BYTES: u64 = 16 << 20;
+
+impl Log {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).open(path)?;
+        let metadata = file.metadata()?;
+        Ok(Self {
+            path: path.to_owned(),
+            // Devices are as large as they are.
+            bytes: if metadata.is_file() {
+                metadata.len()
+            } else {
+                0
+            },
+            file,
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        if self.bytes >= LOG_BYTES && self.file.metadata().is_ok_and(|m| m.is_file()) {
+            let mut aside = self.path.as_os_str().to_owned();
+            aside.push(".1");
+            // Where that cannot be, it grows on.
+            if fs::rename(&self.path, aside).is_ok()
+                && let Ok(new) = Self::open(&self.path)
+            {
+                *self = new;
+            }
+        }
+        self.bytes += self.file.write(bytes).unwrap_or(0) as u64;
     }
 }
 
@@ -148,6 +189,21 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let error = Output::open("serial", &Console::File("/no/such/dir/x".into())).unwrap_err();
         assert_eq!(error.to_string(), "serial '/no/such/dir/x' cannot be used");
+    }
+
+    #[test]
+    fn a_guest_that_never_stops_fills_two_files_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("serial.log");
+        let mut output = Output::open("serial", &Console::File(path.clone())).unwrap();
+        let mib = vec![b'x'; 1 << 20];
+        for _ in 0..40 {
+            output.write_all(&mib).unwrap();
+        }
+        let bytes = |path: &Path| fs::metadata(path).unwrap().len();
+        assert_eq!(bytes(&dir.path().join("serial.log.1")), LOG_BYTES);
+        assert_eq!(bytes(&path), (40 << 20) - 2 * LOG_BYTES);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::ChunkStats;
 use crate::ids::Time;
 use crate::message::{Prepared, Resumed};
@@ -54,7 +56,7 @@ pub struct Progress {
 }
 
 /// How a pass has gone, in pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PassProgress {
     /// From 1.
     pub pass: u32,

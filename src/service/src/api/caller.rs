@@ -1,8 +1,8 @@
 //! Who asks, and what they may do.
 //!
 //! - Over the unix socket (mode 0600: the service's own user, and root): everything.
-//! - Over TLS with a certificate that bears a name beginning with `admin-` (common name, or a DNS
-//!   name among the alternative names): everything.
+//! - Over TLS with a certificate whose common name begins with `admin-`: everything. Such a name
+//!   among the alternative names means nothing: those are a server's.
 //! - Over TLS with any other certificate of the authority, as hosts have them: what hosts ask of
 //!   each other (`/v1/peer/…`), and to read `/v1/host`, `/v1/migrations…`, `/healthz` and
 //!   `/openapi.json`. Machines and their consoles are not among that.
@@ -14,8 +14,7 @@ use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::dev::Extensions;
 use actix_web::http::Method;
 use tokio::net::{TcpStream, UnixStream};
-use x509_parser::extensions::GeneralName;
-use x509_parser::parse_x509_certificate;
+use vmferry_transports::keys::CertificateInfo;
 
 /// Certificates with a name that begins so may do everything.
 pub use vmferry_transports::keys::ADMIN as ADMIN_PREFIX;
@@ -30,8 +29,8 @@ pub(super) enum Caller {
     Local,
     /// Somebody with an administrator's certificate.
     Admin(String),
-    /// Somebody with another certificate of the authority.
-    Host(String),
+    /// Somebody with another certificate of the authority, and all names in it.
+    Host(Vec<String>),
 }
 
 impl Caller {
@@ -53,17 +52,24 @@ impl Caller {
 
     /// From a certificate that TLS has verified.
     fn of_certificate(der: &[u8]) -> Self {
-        let names = names(der);
-        match names.iter().find(|name| name.starts_with(ADMIN_PREFIX)) {
-            Some(admin) => Self::Admin(admin.clone()),
-            None => Self::Host(names.into_iter().next().unwrap_or_default()),
+        // What cannot be read names nobody.
+        let Ok(found) = CertificateInfo::from_der(der) else {
+            return Self::Host(Vec::new());
+        };
+        if found.common_name.starts_with(ADMIN_PREFIX) {
+            return Self::Admin(found.common_name);
         }
+        let mut names = found.names;
+        if !names.contains(&found.common_name) {
+            names.insert(0, found.common_name);
+        }
+        Self::Host(names)
     }
 
     /// Whether this caller may do that. `path` as it came, not decoded: every path that is let
     /// through begins literally so, and the router keeps encoded slashes apart.
     pub(super) fn may(&self, method: &Method, path: &str) -> Result<(), String> {
-        let Self::Host(name) = self else {
+        let Self::Host(names) = self else {
             return Ok(());
         };
         let reads = matches!(*method, Method::GET | Method::HEAD);
@@ -73,30 +79,11 @@ impl Caller {
             return Ok(());
         }
         Err(format!(
-            "the certificate of {name:?} is a host's, and {method} {path} is for administrators: \
-             use the unix socket, or a certificate with a name that begins with {ADMIN_PREFIX:?}"
+            "the certificate is a host's ({}), and {method} {path} is for administrators: \
+             use the unix socket, or a certificate with a name that begins with {ADMIN_PREFIX:?}",
+            names.join(", ")
         ))
     }
-}
-
-/// Common names, then DNS names.
-fn names(der: &[u8]) -> Vec<String> {
-    let Ok((_, certificate)) = parse_x509_certificate(der) else {
-        return Vec::new();
-    };
-    let mut names: Vec<String> = certificate
-        .subject()
-        .iter_common_name()
-        .filter_map(|name| name.as_str().ok().map(str::to_owned))
-        .collect();
-    if let Ok(Some(others)) = certificate.subject_alternative_name() {
-        for name in &others.value.general_names {
-            if let GeneralName::DNSName(name) = name {
-                names.push((*name).to_owned());
-            }
-        }
-    }
-    names
 }
 
 #[cfg(test)]
@@ -105,7 +92,7 @@ mod tests {
 
     #[test]
     fn hosts_may_only_what_hosts_do() {
-        let host = Caller::Host("host-b".to_owned());
+        let host = Caller::Host(vec!["host-b".to_owned()]);
         for (method, path) in [
             (Method::POST, "/v1/peer/receive"),
             (Method::DELETE, "/v1/peer/receive/x"),
@@ -137,7 +124,7 @@ mod tests {
     fn what_is_no_certificate_is_nobody_special() {
         assert_eq!(
             Caller::of_certificate(b"\x30\x82garbage"),
-            Caller::Host(String::new())
+            Caller::Host(Vec::new())
         );
     }
 }

@@ -2,8 +2,6 @@
 //! one is said at once. Whether a host can do it is for the host to say.
 
 use vmferry_block::DiskSource;
-use vmferry_codecs::CodecChoice;
-use vmferry_tracker::{GroupSize, TrackerKind};
 use vmferry_transports::TransportKind;
 
 use super::types::SettleRequest;
@@ -11,34 +9,14 @@ use crate::model::{
     BootSpec, DiskSpecification, DrainRequest, MigrationOptions, MigrationRequest, Offer,
     ReceptionRequest, SettledJobs, VmSpec,
 };
+use crate::rules::{MOST_MBIT, VM_NAME_RULE, is_vm_name, option_problems};
 
-const MAX_LINK_MBIT: u64 = 1_000_000;
 const MAX_CMDLINE: usize = 2047;
-
-/// Whether a name can be a machine's: 1 to 63 lower-case letters, digits and hyphens, no hyphen
-/// first.
-#[must_use]
-pub fn is_vm_name(name: &str) -> bool {
-    (1..=63).contains(&name.len())
-        && !name.starts_with('-')
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-}
 
 /// Whether an id can be a migration's: 32 lower-case hexadecimal digits.
 #[must_use]
 pub fn is_migration_id(id: &str) -> bool {
     id.len() == 32 && is_hex(id)
-}
-
-/// Whether an id can be a reception's: 1 to 64 letters, digits, hyphens and underscores.
-#[must_use]
-pub fn is_reception_id(id: &str) -> bool {
-    (1..=64).contains(&id.len())
-        && id
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 fn is_hex(text: &str) -> bool {
@@ -104,7 +82,7 @@ impl Check for VmSpec {
             wrong,
             is_vm_name(&self.name),
             "name",
-            "give 1 to 63 lower-case letters, digits and hyphens, no hyphen first",
+            &format!("give {VM_NAME_RULE}"),
         );
         need(
             wrong,
@@ -173,53 +151,9 @@ impl Check for DiskSpecification {
     }
 }
 
-impl Check for MigrationOptions {
-    fn check(&self, wrong: &mut Vec<String>) {
-        let mut parsed = |field: &str, outcome: Option<Result<(), String>>| {
-            if let Some(Err(what)) = outcome {
-                wrong.push(format!("{field}: {what}"));
-            }
-        };
-        fn by<T: std::str::FromStr>(text: &str) -> Result<(), String>
-        where
-            T::Err: ToString,
-        {
-            text.parse::<T>().map(|_| ()).map_err(|e| e.to_string())
-        }
-        parsed("transport", self.transport.as_deref().map(transport));
-        parsed("codec", self.codec.as_deref().map(by::<CodecChoice>));
-        let tracker = self.tracker.as_deref().filter(|t| *t != "auto");
-        parsed("tracker", tracker.map(by::<TrackerKind>));
-        parsed("group", self.group.as_deref().map(by::<GroupSize>));
-        let streams = self.streams.is_none_or(|n| (1..=16).contains(&n));
-        need(wrong, streams, "streams", "give 1 to 16");
-        let throttle = self.throttle_pct.is_none_or(|n| n <= 100);
-        need(wrong, throttle, "throttle_pct", "give 0 to 100");
-        let link = self.link_mbit.is_none_or(|n| n <= MAX_LINK_MBIT);
-        need(wrong, link, "link_mbit", "give 0 to 1000000");
-        let blackout = self
-            .max_blackout_ms
-            .is_none_or(|ms| (0.0..=3_600_000.0).contains(&ms));
-        need(wrong, blackout, "max_blackout_ms", "give 0 to 3600000");
-        let passes = self.min_passes.is_none_or(|n| (1..=40).contains(&n));
-        need(wrong, passes, "min_passes", "give 1 to 40");
-    }
-}
-
-/// `memory` is for tests inside one process.
-fn transport(name: &str) -> Result<(), String> {
-    match name.parse::<TransportKind>() {
-        Ok(TransportKind::Quic | TransportKind::Tcp) => Ok(()),
-        _ => Err(format!(
-            "there is no transport '{name}'; choose quic or tcp"
-        )),
-    }
-}
-
 fn options(options: &MigrationOptions, wrong: &mut Vec<String>) {
-    let mut about = Vec::new();
-    options.check(&mut about);
-    wrong.extend(about.iter().map(|what| format!("options.{what}")));
+    let found = option_problems(options).into_iter();
+    wrong.extend(found.map(|(field, what)| format!("options.{field}: {what}")));
 }
 
 impl Check for MigrationRequest {
@@ -289,10 +223,10 @@ impl Check for ReceptionRequest {
             "from",
             "give the name of a host",
         );
-        if let Err(what) = transport(&self.transport) {
+        if let Err(what) = self.transport.parse::<TransportKind>() {
             wrong.push(format!("transport: {what}"));
         }
-        let link = self.link_mbit <= MAX_LINK_MBIT;
+        let link = self.link_mbit <= MOST_MBIT;
         need(wrong, link, "link_mbit", "give 0 to 1000000");
         traceparent(wrong, self.traceparent.as_deref());
     }
@@ -329,15 +263,6 @@ mod tests {
         spec.check(&mut wrong);
         let fields: Vec<&str> = wrong.iter().filter_map(|w| w.split(':').next()).collect();
         assert_eq!(fields, ["name", "ram_mib", "vcpus", "disks[0].source"]);
-    }
-
-    #[test]
-    fn names_that_would_be_paths_are_none() {
-        for name in ["", "..", "a/b", "-rf", "A", "a.b", "é", &"a".repeat(64)] {
-            assert!(!is_vm_name(name), "{name}");
-        }
-        assert!(is_vm_name("web-1") && is_vm_name(&"a".repeat(63)));
-        assert!(!is_reception_id("../x") && is_reception_id("r_1-A"));
     }
 
     #[test]

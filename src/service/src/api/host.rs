@@ -10,9 +10,10 @@ use actix_web::{FromRequest, HttpRequest, web};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
-use super::check::{is_migration_id, is_reception_id, is_vm_name};
+use super::check::is_migration_id;
 use super::problem::Refusal;
 use crate::control::{ControlError, SharedControl};
+use crate::rules::is_vm_name;
 
 /// Most event streams at once.
 pub(super) const MAX_STREAMS: usize = 64;
@@ -104,7 +105,7 @@ in_path!(
     VmName,
     "name",
     is_vm_name,
-    "machine: they have 1 to 63 lower-case letters, digits and hyphens"
+    "machine: they have 1 to 63 lower-case letters, digits and hyphens, no hyphen first"
 );
 in_path!(
     /// A migration's id.
@@ -112,11 +113,4 @@ in_path!(
     "id",
     is_migration_id,
     "migration: they have 32 lower-case hexadecimal digits"
-);
-in_path!(
-    /// A reception's id.
-    ReceptionRef,
-    "id",
-    is_reception_id,
-    "reception"
 );

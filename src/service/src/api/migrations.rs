@@ -4,11 +4,11 @@ use actix_web::{HttpRequest, HttpResponse};
 use serde::Deserialize;
 
 use super::body::query;
-use super::check::is_vm_name;
 use super::host::{Host, MigrationRef};
 use super::openapi::{FreeReport, FreeTrace};
 use super::problem::Refusal;
 use crate::model::{Migration, MigrationState};
+use crate::rules::is_vm_name;
 
 type Answer = Result<HttpResponse, Refusal>;
 

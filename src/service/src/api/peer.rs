@@ -5,7 +5,8 @@ use actix_web::{HttpRequest, HttpResponse, web};
 
 use super::body::{Body, expect_type, read};
 use super::caller::Caller;
-use super::host::{Host, ReceptionRef};
+use super::host::{Host, MigrationRef};
+use super::migrations::IdPart;
 use super::openapi::RawBytes;
 use super::problem::Refusal;
 use super::types::Sunk;
@@ -19,9 +20,12 @@ pub const MAX_SINK: u64 = 64 << 20;
 /// Whether the host that asks is the one called `name`; users may speak for any.
 fn is_it(asked: &HttpRequest, name: &str) -> Result<(), Refusal> {
     match asked.conn_data::<Caller>() {
-        Some(Caller::Host(own)) if own != name => Err(Refusal::new(
+        Some(Caller::Host(own)) if !own.iter().any(|own| own == name) => Err(Refusal::new(
             StatusCode::FORBIDDEN,
-            format!("the certificate is that of {own:?}, and this is for {name:?} to ask"),
+            format!(
+                "the certificate is that of {}, and this is for {name:?} to ask",
+                own.join(", ")
+            ),
         )),
         _ => Ok(()),
     }
@@ -64,9 +68,9 @@ pub(super) async fn receive_vm(
 }
 
 /// A reception is not needed any more.
-#[utoipa::path(delete, path = "/v1/peer/receive/{id}", tag = "peer", params(ReceptionPart),
+#[utoipa::path(delete, path = "/v1/peer/receive/{id}", tag = "peer", params(IdPart),
     responses((status = 204, description = "It is forgotten")))]
-pub(super) async fn forget_reception(asked: HttpRequest, host: Host, id: ReceptionRef) -> Answer {
+pub(super) async fn forget_reception(asked: HttpRequest, host: Host, id: MigrationRef) -> Answer {
     is_its_migration(&asked, &host, &id.0).await?;
     host.ask(|c| async move { c.forget_reception(&id.0).await })
         .await?;
@@ -96,14 +100,4 @@ pub(super) async fn sink_bytes(request: HttpRequest, payload: web::Payload) -> A
     expect_type(&request, "application/octet-stream")?;
     let bytes = read(payload.into_inner(), MAX_SINK, drop).await?;
     Ok(HttpResponse::Ok().json(Sunk { bytes }))
-}
-
-/// A reception, in a path.
-#[derive(utoipa::IntoParams)]
-#[into_params(parameter_in = Path)]
-#[expect(dead_code, reason = "for the OpenAPI document; read as ReceptionRef")]
-pub(super) struct ReceptionPart {
-    /// The reception's id.
-    #[param(pattern = "^[A-Za-z0-9_-]{1,64}$")]
-    id: String,
 }

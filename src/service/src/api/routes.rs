@@ -3,7 +3,7 @@
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::guard::{self, Guard};
-use actix_web::http::header::{CACHE_CONTROL, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use actix_web::http::header::{CACHE_CONTROL, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use actix_web::http::{Method, StatusCode};
 use actix_web::middleware::Next;
 use actix_web::{Handler, HttpRequest, HttpResponse, Resource, Responder, Route, web};
@@ -188,6 +188,12 @@ fn admit(request: &ServiceRequest) -> Result<(), Refusal> {
     if let Err(why) = caller.may(request.method(), request.path()) {
         return forbidden(why);
     }
+    // A page whose name was bound to this machine reaches a socket that is forwarded to a port.
+    let headers = request.headers();
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    if *caller == Caller::Local && host.is_some_and(|host| !is_this_machine(host)) {
+        return forbidden("the socket is asked for by another name than localhost".to_owned());
+    }
     // A browser that holds an administrator's certificate shows it for any page that asks.
     let site = request.headers().get("sec-fetch-site");
     let own = site.is_none_or(|site| site == "same-origin" || site == "none");
@@ -195,6 +201,17 @@ fn admit(request: &ServiceRequest) -> Result<(), Refusal> {
         return forbidden("a page of another origin asks for this".to_owned());
     }
     Ok(())
+}
+
+/// Whether an authority names the machine that asks.
+fn is_this_machine(authority: &str) -> bool {
+    let port = |rest: &str| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_number);
+    let named = |name: &str| authority.strip_prefix(name).is_some_and(port);
+    ["localhost", "127.0.0.1", "[::1]"].into_iter().any(named)
+}
+
+fn is_number(text: &str) -> bool {
+    text.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// An error as it has to be answered, if it is one.

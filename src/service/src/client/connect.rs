@@ -16,6 +16,8 @@ use vmferry_transports::TlsIdentity;
 use super::error::{ClientError, chain};
 use super::request::Sent;
 
+/// Where an API listens on TCP as a rule.
+const PORT: u16 = 7443;
 /// How long a connection may take, with its handshakes.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 
@@ -44,8 +46,13 @@ impl Target {
         }
         let rest = address.strip_prefix("https://").ok_or_else(wrong)?;
         let authority = rest.strip_suffix('/').unwrap_or(rest);
-        let (host, port) = authority.rsplit_once(':').ok_or_else(wrong)?;
-        let port = port.parse().map_err(|_| wrong())?;
+        // A colon inside of brackets is an address's.
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => {
+                (host, port.parse().map_err(|_| wrong())?)
+            }
+            _ => (authority, PORT),
+        };
         let host = match host.strip_prefix('[') {
             Some(inside) => inside.strip_suffix(']').ok_or_else(wrong)?,
             None if host.contains(':') => return Err(wrong()),
@@ -160,6 +167,7 @@ mod tests {
             ("unix:///run/x.sock", "unix:/run/x.sock"),
             ("https://host-a:7443/", "https://host-a:7443"),
             ("https://[::1]:7443", "https://[::1]:7443"),
+            ("https://host-a", "https://host-a:7443"),
         ] {
             let target = Target::parse(given, Some(&identity)).ok().unwrap();
             assert_eq!(target.to_string(), shown);
@@ -169,7 +177,6 @@ mod tests {
             "unix:",
             "/run/x",
             "http://a:1",
-            "https://a",
             "https://a:b",
             "https://::1:7",
             "https://a:70000",

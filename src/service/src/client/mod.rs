@@ -46,8 +46,8 @@ impl std::fmt::Debug for ApiClient {
 }
 
 impl ApiClient {
-    /// For `unix:PATH`, or `https://HOST:PORT`, whose certificate has to be for HOST. The latter
-    /// needs an identity.
+    /// For `unix:PATH`, or `https://HOST[:PORT]` (7443 where none is given), whose certificate has
+    /// to be for HOST. The latter needs an identity.
     ///
     /// # Errors
     /// [`ClientError::Address`], [`ClientError::NoCertificate`].

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::SendRequest;
 use hyper::header::{CONTENT_TYPE, HOST};
@@ -151,7 +151,9 @@ impl Target {
         let reading = Limited::new(answer.into_body(), MAX_ANSWER).collect();
         match self.timely(reading).await? {
             Ok(body) => Ok(body.to_bytes()),
-            Err(e) => Err(self.strange(chain(e.as_ref()))),
+            Err(e) if e.is::<LengthLimitError>() => Err(self.strange(e)),
+            // The service may have ended in the middle.
+            Err(e) => Err(self.failed(chain(e.as_ref()))),
         }
     }
 

@@ -6,8 +6,9 @@ use vmferry_transports::TlsIdentity;
 use vmferry_transports::keys::CertificateInfo;
 
 use super::load::Findings;
-use super::types::{Config, SOCKET_PATH, Tls, is_name};
-use crate::model::MigrationOptions;
+use super::types::{Config, Tls};
+use crate::client::{ApiClient, ClientError};
+use crate::rules::{HOST_NAME_RULE, MOST_MBIT, SOCKET_PATH, is_host_name, option_problems};
 
 /// Machines can have names of so many letters everywhere.
 const VM_NAME: usize = 24;
@@ -16,7 +17,7 @@ pub(crate) fn all(config: &Config, findings: &mut Findings) {
     host(config, findings);
     network(config, findings);
     certificates(config, findings);
-    for (key, what) in options(&config.migration.defaults) {
+    for (key, what) in option_problems(&config.migration.defaults) {
         findings.note(&format!("migration.defaults.{key}"), &[], what);
     }
     limits(config, findings);
@@ -37,11 +38,11 @@ pub(crate) fn all(config: &Config, findings: &mut Findings) {
 
 fn host(config: &Config, findings: &mut Findings) {
     let name = &config.host.name;
-    if !is_name(name) || name.starts_with(ADMIN) {
+    if !is_host_name(name) || name.starts_with(ADMIN) {
         findings.note(
             "host.name",
             &[],
-            format!("{name:?} cannot be a host's name"),
+            format!("{name:?} cannot be a host's name: {HOST_NAME_RULE}"),
         );
     }
     let needed = config.socket_path_without_name() + VM_NAME;
@@ -80,11 +81,11 @@ fn network(config: &Config, findings: &mut Findings) {
             "needs a port that others can know, not 0",
         );
     }
-    if config.migration_address().is_unspecified() {
+    if config.migration_address().is_unspecified() && config.migration.advertise.is_none() {
         findings.note(
             "migration.listen",
             &["api.listen"],
-            "other hosts are told this address: give the one that they reach, not all of them",
+            "other hosts are told this address: give the one that they reach, or migration.advertise",
         );
     }
 }
@@ -118,58 +119,8 @@ fn identity(tls: &Tls, host: &str) -> Result<(), String> {
     ))
 }
 
-/// What makes no sense in options of a migration: fields, and what is wrong with them.
-#[must_use]
-pub fn options(options: &MigrationOptions) -> Vec<(&'static str, String)> {
-    fn parsed<T: std::str::FromStr<Err: ToString>>(text: Option<&String>) -> Option<String> {
-        text?.parse::<T>().err().map(|e| e.to_string())
-    }
-    let tracker = options.tracker.as_ref().filter(|name| *name != "auto");
-    let range = |given: Option<u64>, least: u64, most: u64| {
-        given
-            .filter(|n| !(least..=most).contains(n))
-            .map(|n| format!("{n} is not from {least} to {most}"))
-    };
-    let blackout = options
-        .max_blackout_ms
-        .filter(|ms| !(ms.is_finite() && *ms > 0.0 && *ms <= LONGEST_BLACKOUT_MS))
-        .map(|ms| format!("{ms} is not more than 0, and an hour at most"));
-    let found = [
-        (
-            "transport",
-            parsed::<vmferry_transports::TransportKind>(options.transport.as_ref()),
-        ),
-        ("streams", range(options.streams.map(u64::from), 1, 16)),
-        (
-            "codec",
-            parsed::<vmferry_codecs::CodecChoice>(options.codec.as_ref()),
-        ),
-        ("tracker", parsed::<vmferry_tracker::TrackerKind>(tracker)),
-        (
-            "group",
-            parsed::<vmferry_tracker::GroupSize>(options.group.as_ref()),
-        ),
-        (
-            "throttle_pct",
-            range(options.throttle_pct.map(u64::from), 0, 100),
-        ),
-        ("link_mbit", range(options.link_mbit, 0, MOST_MBIT)),
-        ("max_blackout_ms", blackout),
-        (
-            "min_passes",
-            range(options.min_passes.map(u64::from), 1, 40),
-        ),
-    ];
-    found
-        .into_iter()
-        .filter_map(|(field, what)| Some((field, what?)))
-        .collect()
-}
-
-/// An hour.
-const LONGEST_BLACKOUT_MS: f64 = 3_600_000.0;
-/// 10 Tbit/s: bytes per second still fit everywhere.
-const MOST_MBIT: u64 = 10_000_000;
+/// What a list of them may hold, of which an event stream is told.
+const MOST_REMEMBERED: u32 = 20_000;
 
 fn limits(config: &Config, findings: &mut Findings) {
     let limits = &config.limits;
@@ -177,10 +128,21 @@ fn limits(config: &Config, findings: &mut Findings) {
         ("limits.outgoing", limits.outgoing),
         ("limits.incoming", limits.incoming),
         ("limits.vms", limits.vms),
+        ("migration.remembered", config.migration.remembered),
+        ("migration.come_within_s", config.migration.come_within_s),
     ] {
         if value == 0 {
             findings.note(key, &[], "has to be at least 1");
         }
+    }
+    let (first, last) = (config.migration.first_port, config.migration.last_port);
+    if first > last || (first == 0) != (last == 0) {
+        let what = "give both ports, the first not above the last; or none";
+        findings.note("migration.last_port", &["migration.first_port"], what);
+    }
+    if config.migration.remembered > MOST_REMEMBERED {
+        let what = format!("is more than {MOST_REMEMBERED}: all of them are told at once");
+        findings.note("migration.remembered", &[], what);
     }
     if limits.link_mbit > MOST_MBIT {
         findings.note("limits.link_mbit", &[], format!("is more than {MOST_MBIT}"));
@@ -190,14 +152,16 @@ fn limits(config: &Config, findings: &mut Findings) {
 fn peers(config: &Config, findings: &mut Findings) {
     for (name, peer) in &config.peers {
         let key = format!("peers.{name}");
-        if !is_name(name) {
-            let what = "cannot be a host's name: 1 to 63 lower-case letters, digits and hyphens";
+        if !is_host_name(name) {
+            let what = format!("cannot be a host's name: {HOST_NAME_RULE}");
             findings.note(&key, &[], what);
         } else if *name == config.host.name {
             findings.note(&key, &["host.name"], "is this host itself: take it out");
         }
         if let Err(what) = url(&peer.url, &["https"], false) {
             findings.note(&format!("{key}.url"), &[], what);
+        } else if let Err(wrong @ ClientError::Address(_)) = ApiClient::new(&peer.url, None) {
+            findings.note(&format!("{key}.url"), &[], wrong.to_string());
         }
     }
     if !config.peers.is_empty() && config.migration.tls.is_none() {

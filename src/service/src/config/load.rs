@@ -240,6 +240,7 @@ fn fill(config: &mut Config, base: &Path) {
     resolve(&mut config.api.socket);
     of_tls(&mut config.api.tls);
     of_tls(&mut config.migration.tls);
+    config.migration.files_in.as_mut().map(resolve);
     let asked = std::mem::take(&mut config.migration.defaults);
     config.migration.defaults = asked.or(&built_in());
     config.migration.listen = Some(config.migration_address());

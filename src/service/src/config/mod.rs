@@ -17,12 +17,8 @@ mod render;
 mod tests;
 mod types;
 
-pub use check::options as option_problems;
 pub use load::Source;
 pub use problem::{ConfigProblem, ConfigProblems, Position};
 pub use reload::{Change, Difference, reload, take_over, watch_limits};
 pub use render::{effective, host_toml};
-pub use types::{
-    Api, Config, Host, Log, LogFormat, Migration, OtlpProtocol, Peer, Telemetry, Tls, VMS_DIR,
-    built_in, is_name,
-};
+pub use types::{Api, Config, Host, Log, LogFormat, Migration, Peer, Telemetry, Tls, built_in};

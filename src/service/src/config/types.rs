@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::model::{Limits, MigrationOptions};
+use crate::telemetry::Protocol;
 
 /// A host's configuration.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,6 +107,18 @@ pub struct Migration {
     pub listen: Option<IpAddr>,
     /// Certificates, where they differ from those of the API.
     pub tls: Option<Tls>,
+    /// First and last port that they take; 0 and 0: any that is free.
+    pub first_port: u16,
+    /// The last one.
+    pub last_port: u16,
+    /// The address as other hosts see it, where it is another, as behind address translation.
+    #[schema(value_type = Option<String>, example = "192.0.2.7")]
+    pub advertise: Option<IpAddr>,
+    /// Directory that disks, kernels and other files of machines from other hosts have to be in,
+    /// links followed: another host cannot have this one open anything else then. Anywhere, where
+    /// nothing is said.
+    #[schema(value_type = Option<String>, example = "/srv/vms")]
+    pub files_in: Option<PathBuf>,
     /// Migrations that are over and remembered, the newest, with their reports and traces.
     pub remembered: u32,
     /// How long a source may take to come once a VM process waits for it, in seconds.
@@ -118,6 +131,10 @@ impl Default for Migration {
     fn default() -> Self {
         Self {
             listen: None,
+            first_port: 0,
+            last_port: 0,
+            advertise: None,
+            files_in: None,
             tls: None,
             remembered: 1000,
             come_within_s: 60,
@@ -162,7 +179,7 @@ pub struct Telemetry {
     pub otlp_endpoint: Option<String>,
     /// How: grpc (port 4317 as a rule), http-protobuf or http-json (4318).
     #[schema(value_type = String)]
-    pub otlp_protocol: OtlpProtocol,
+    pub otlp_protocol: Protocol,
     /// The service that spans are said to be from.
     pub service_name: String,
 }
@@ -171,22 +188,10 @@ impl Default for Telemetry {
     fn default() -> Self {
         Self {
             otlp_endpoint: None,
-            otlp_protocol: OtlpProtocol::Grpc,
+            otlp_protocol: Protocol::Grpc,
             service_name: "vmferry".to_owned(),
         }
     }
-}
-
-/// How spans are sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum OtlpProtocol {
-    /// gRPC.
-    Grpc,
-    /// Protobuf over HTTP.
-    HttpProtobuf,
-    /// JSON over HTTP.
-    HttpJson,
 }
 
 /// The log, on standard error.
@@ -252,36 +257,10 @@ impl Config {
         self.migration.tls.as_ref().or(self.api.tls.as_ref())
     }
 
-    /// The longest name that a machine may have here, in bytes: its socket's path has to fit.
-    /// Machines have directories of their names in [`VMS_DIR`] under the state directory.
-    #[must_use]
-    pub fn longest_vm_name(&self) -> usize {
-        let left = SOCKET_PATH.saturating_sub(self.socket_path_without_name());
-        left.min(LONGEST_NAME)
-    }
-
     /// Bytes of the path of a machine's socket, but for the machine's name.
     pub(crate) fn socket_path_without_name(&self) -> usize {
-        let parts = [VMS_DIR, "", vmferry_vmm::SOCKET];
+        let parts = [crate::host::VMS, "", vmferry_vmm::SOCKET];
         let separated = parts.iter().map(|part| 1 + part.len()).sum::<usize>();
         self.host.state_dir.as_os_str().len() + separated
     }
-}
-
-/// Directory of the machines' directories, under the state directory.
-pub const VMS_DIR: &str = "vms";
-/// Bytes of a unix socket's path, without the zero after it.
-pub(crate) const SOCKET_PATH: usize = 107;
-/// Characters of a host's or machine's name.
-const LONGEST_NAME: usize = 63;
-
-/// Whether hosts and machines can be called so: 1 to 63 lower-case letters, digits and hyphens,
-/// no hyphen at an end.
-#[must_use]
-pub fn is_name(name: &str) -> bool {
-    let letter = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    (1..=LONGEST_NAME).contains(&name.len())
-        && name.bytes().all(|b| letter(b) || b == b'-')
-        && !name.starts_with('-')
-        && !name.ends_with('-')
 }

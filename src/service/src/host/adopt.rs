@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::time::timeout;
 use vmferry_engine::report::MigrationReport;
 use vmferry_journal::{Journal, SledJournal};
 use vmferry_protocol::errors::chain;
@@ -17,6 +19,9 @@ use super::entry::{self, Entry, Phase};
 use super::migrations::{self, Account, Kept, Known};
 use super::{Inner, lock, process, store, vms, watch};
 use crate::model::{Direction, Migration, MigrationState, VmState};
+
+/// How long a VM process may take to say how it is, when a service has just started.
+const STATUS_WITHIN: Duration = Duration::from_secs(20);
 
 fn directories(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -146,10 +151,7 @@ impl Inner {
                 };
                 self.died(&entry, why).await;
             }
-            Err(why) => entry.with(|d| {
-                d.state = VmState::Crashed;
-                d.detail = Some(format!("its process is there, but {why}"));
-            }),
+            Err(why) => self.is_silent(&entry, &why),
         }
         self.changed(&entry);
     }
@@ -160,21 +162,15 @@ impl Inner {
         running: process::Running,
     ) {
         let (client, events) = vms::connect(entry, running);
-        let status = match client.call(Request::Status).await {
-            Ok(Answer::Status(status)) => *status,
+        let status = match timeout(STATUS_WITHIN, client.call(Request::Status)).await {
+            Ok(Ok(Answer::Status(status))) => *status,
             // An earlier service may have told it to end: what it leaves says why.
             _ if process::gone(&entry.dir).await => {
                 entry.with(|d| d.client = None);
                 let why = "its process ended while no host service ran".to_owned();
                 return self.died(entry, why).await;
             }
-            _ => {
-                entry.with(|d| {
-                    d.state = VmState::Crashed;
-                    d.detail = Some("its process does not say how it is".to_owned());
-                });
-                return;
-            }
+            _ => return self.is_silent(entry, "does not say how it is"),
         };
         entry.note(&status);
         let stays = self.take_over(entry, &status).await;
@@ -211,14 +207,17 @@ impl Inner {
                     tracing::error!(vm = entry.name, %error, "a process that was stopped stays");
                 }
                 entry.with(|d| d.state = VmState::Stopped);
-                self.abort_open(entry, "the VM was stopped");
+                self.end_open(entry, "the VM was stopped", false);
             }
             Phase::Live if none => {
+                // It was never booted, or has left: what it has written says which.
                 if let Err(error) = self.end_process(entry).await {
                     tracing::error!(vm = entry.name, %error, "a process without a machine stays");
+                    return true;
                 }
-                let why = "the host service ended before it was booted: start it".to_owned();
-                let _ = self.stays_stopped(entry, false, Some(why)).await;
+                let why = "the host service ended before it was booted: start it";
+                self.died(entry, why.to_owned()).await;
+                return false;
             }
             _ if status.migration.is_none() => self.ask_again(entry),
             _ => {}
@@ -238,10 +237,14 @@ impl Inner {
         };
         self.update_kept(&id, |kept| {
             kept.begun = true;
-            kept.migration.state = match settling {
-                true => MigrationState::Settling,
-                false => MigrationState::Running,
-            };
+            let state = &mut kept.migration.state;
+            // What comes tells nothing of how it gets on.
+            if under_way.leaving && !state.is_over() {
+                *state = match settling {
+                    true => MigrationState::Settling,
+                    false => MigrationState::Running,
+                };
+            }
         });
         if under_way.leaving {
             lock(&self.migrations).admission.has_begun(&id);
@@ -344,22 +347,29 @@ impl Inner {
             {
                 self.comes_not(entry, &id, Some(why), Account::None).await;
             }
-            (Ok(_), Phase::Stopped { .. }) => self.abort_open(entry, &why),
+            (Ok(_), Phase::Stopped { .. }) => self.end_open(entry, &why, has_come),
             (Ok(_), _) => {
                 let _ = self.stays_stopped(entry, true, Some(why.clone())).await;
-                self.abort_open(entry, &why);
+                self.end_open(entry, &why, has_come);
             }
             (Err(error), _) => {
                 let why = format!("{why}; and {error}");
                 let _ = self.stays_stopped(entry, true, Some(why.clone())).await;
-                self.abort_open(entry, &why);
+                self.end_open(entry, &why, false);
             }
         }
     }
 
-    fn abort_open(&self, entry: &Entry, why: &str) {
+    /// Migrations of a VM that is not part of one any more. One by which it has come is complete,
+    /// whatever became of it since.
+    fn end_open(&self, entry: &Entry, why: &str, has_come: bool) {
         for m in self.open_migrations(entry) {
-            self.comes_to_nothing(&m.id, MigrationState::Failed, why.to_owned());
+            if m.direction == Direction::Incoming && has_come {
+                self.let_go(&m);
+                self.over(&m.id, MigrationState::Completed, None, Account::None);
+            } else {
+                self.comes_to_nothing(&m.id, MigrationState::Failed, why.to_owned());
+            }
         }
     }
 }

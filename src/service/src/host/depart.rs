@@ -5,14 +5,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::TryRngCore;
-use rand::rngs::OsRng;
 use tokio::time::{Instant, sleep_until, timeout};
 use vmferry_engine::{SOFTWARE, source};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_vmm::api::{Answer, Inspection, MigrateOptions, Migrated, Request};
 use vmferry_vmm::client::{ClientError, VmmClient};
+use vmferry_vmm::{ends, random_bits};
 
 use super::admission::{Next, shares};
 use super::entry::{Entry, in_a_word};
@@ -20,10 +19,11 @@ use super::migrations::{self, Account, Kept, Known};
 use super::peers::Peer;
 use super::preflight::{self, There};
 use super::{Inner, Result, facts, lock, now_ms, now_us, spec, vms};
+use crate::config::built_in;
 use crate::control::ControlError;
 use crate::model::{
-    Direction, Migration, MigrationOptions, MigrationRequest, MigrationState, Offer, Preflight,
-    Problem, Reception, ReceptionRequest, VmState,
+    Direction, Migration, MigrationRequest, MigrationState, Offer, Preflight, Problem, Reception,
+    ReceptionRequest, VmState,
 };
 use crate::telemetry::{PreflightTimes, migration_context};
 
@@ -34,10 +34,7 @@ const NEVER: Duration = Duration::from_secs(1 << 30);
 
 /// 128 random bits, in hexadecimal.
 pub(super) fn random_hex() -> Result<String> {
-    let mut bits = [0; 16];
-    OsRng
-        .try_fill_bytes(&mut bits)
-        .map_err(|e| ControlError::Failed(format!("no random numbers: {e}")))?;
+    let bits = random_bits().map_err(ControlError::Failed)?;
     Ok(MigrationId(bits).to_string())
 }
 
@@ -176,7 +173,7 @@ impl Inner {
 
     /// Notes a migration, which begins when it may.
     pub(super) fn migrate(&self, entry: &Arc<Entry>, request: MigrationRequest) -> Result<String> {
-        let options = spec::with_defaults(&request.options, &self.config.defaults);
+        let options = request.options.clone().or(&self.config.defaults);
         spec::check_options(&options).map_err(ControlError::Invalid)?;
         self.url_of(&request.to)?;
         let id = random_hex()?;
@@ -300,7 +297,7 @@ impl Inner {
     async fn prepare(&self, kept: &Kept) -> std::result::Result<Ready, Unready> {
         let migration = &kept.migration;
         let entry = self.entry(&migration.vm)?;
-        let turn = entry.turn().await;
+        let turn = self.turn_of(&entry).await?;
         let peer = self.peer(&migration.peer);
         let again = lock(&self.migrations)
             .known
@@ -320,7 +317,6 @@ impl Inner {
             began_unix_us,
             ended_unix_us: now_us(),
             problems: problems.len() as u64,
-            ..PreflightTimes::default()
         };
         self.update_kept(&migration.id, |kept| {
             kept.preflight = Some(times);
@@ -333,7 +329,12 @@ impl Inner {
             offer,
             migration: migration.id.clone(),
             from: self.config.name.clone(),
-            transport: text(&kept.options.transport, "quic"),
+            transport: kept
+                .options
+                .clone()
+                .or(&built_in())
+                .transport
+                .unwrap_or_default(),
             link_mbit: self.limit_of(kept),
             traceparent: migration.traceparent.clone(),
         };
@@ -395,9 +396,13 @@ impl Inner {
             kept.begun = true;
             kept.migration.state = MigrationState::Running;
         });
+        // A service that comes after this one has to know of what it finds under way.
+        self.store.written().await;
         let asked = ready.client.call(Request::Migrate(options)).await;
         match asked {
             Ok(_) => {}
+            // Whoever listens to the process finds out what has become of it.
+            Err(ClientError::Gone | ClientError::Silent(_)) => return Ok(()),
             // Asked by an earlier service, in its last moment.
             Err(ClientError::Refused(_)) if is_under_way(&ready.client, id).await => {}
             Err(e) => {
@@ -419,11 +424,12 @@ impl Inner {
     }
 
     fn options(&self, kept: &Kept, reception: &Reception) -> Result<MigrateOptions> {
-        let o: &MigrationOptions = &kept.options;
+        // Written by an earlier version, they may lack something.
+        let o = kept.options.clone().or(&built_in());
         Ok(MigrateOptions {
             migration: Some(kept.migration.id.clone()),
             traceparent: kept.migration.traceparent.clone(),
-            transport: text(&o.transport, "quic"),
+            transport: o.transport.unwrap_or_default(),
             to: reception.address.parse().map_err(|_| {
                 ControlError::Peer(format!(
                     "'{}', which the other host gave, is no address",
@@ -433,17 +439,17 @@ impl Inner {
             server_name: reception.server_name.clone(),
             tls: self.tls()?,
             token: reception.token.clone(),
-            streams: o.streams.unwrap_or(2),
-            codec: text(&o.codec, "auto"),
+            streams: o.streams.unwrap_or_default(),
+            codec: o.codec.unwrap_or_default(),
             delta_cache_mib: (source::DELTA_CACHE_BYTES >> 20) as u32,
             compressors: 0,
             budget: Some(self.budget()),
-            tracker: text(&o.tracker, "auto"),
-            group: text(&o.group, "auto"),
-            throttle_pct: o.throttle_pct.unwrap_or(0),
-            min_passes: o.min_passes.unwrap_or(1),
+            tracker: o.tracker.unwrap_or_default(),
+            group: o.group.unwrap_or_default(),
+            throttle_pct: o.throttle_pct.unwrap_or_default(),
+            min_passes: o.min_passes.unwrap_or_default(),
             link_mbit: self.limit_of(kept),
-            max_blackout_ms: o.max_blackout_ms.unwrap_or(300.0),
+            max_blackout_ms: o.max_blackout_ms.unwrap_or_default(),
         })
     }
 
@@ -454,7 +460,9 @@ impl Inner {
         };
         self.let_go(&kept.migration);
         self.over(id, state, Some(why), Account::None);
-        self.forget_reception_there(&kept.migration);
+        if kept.migration.direction == Direction::Outgoing {
+            self.forget_reception_there(&kept.migration);
+        }
     }
 
     /// A VM is part of the migration no more.
@@ -506,8 +514,21 @@ impl Inner {
                 self.forget_reception_there(&migration);
             }
         }
+        self.forget_end(entry, id).await;
         // Its process may be gone.
         let _ = self.refresh(entry).await;
+    }
+
+    /// The VM process's own file of the end of a migration goes, as all of it is known here.
+    pub(super) async fn forget_end(&self, entry: &Entry, id: &str) {
+        self.store.written().await;
+        let path = ends::path(&entry.dir, id);
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_file(path)).await;
+        if let Ok(Err(error)) = removed
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(id, %error, "a file of its end stays");
+        }
     }
 
     /// Nobody may let the guest run by guess.
@@ -525,6 +546,9 @@ impl Inner {
 
     /// The guest runs elsewhere: its process ends, and it is forgotten here.
     pub(super) async fn dismiss(&self, entry: &Entry) -> Result<()> {
+        if !self.is_known(entry) {
+            return Ok(());
+        }
         self.end_process(entry).await?;
         self.forget(entry).await
     }
@@ -534,7 +558,7 @@ impl Inner {
         entry: &Entry,
         request: &MigrationRequest,
     ) -> Result<Preflight> {
-        let options = spec::with_defaults(&request.options, &self.config.defaults);
+        let options = request.options.clone().or(&self.config.defaults);
         spec::check_options(&options).map_err(ControlError::Invalid)?;
         let peer = self.peer(&request.to)?;
         let (_, inspection, problems) = self.look(entry, &Ok(peer.clone())).await;
@@ -632,8 +656,4 @@ async fn is_under_way(client: &VmmClient, id: &str) -> bool {
             .is_some_and(|m| m.leaving && m.id.as_deref() == Some(id)),
         _ => false,
     }
-}
-
-fn text(option: &Option<String>, default: &str) -> String {
-    option.clone().unwrap_or_else(|| default.to_owned())
 }

@@ -58,9 +58,10 @@ impl Plan {
         }
     }
 
-    /// A VM is being moved already, by whomever.
-    pub(super) fn moves(&mut self, item: usize) {
+    /// A VM is being moved already, by whomever; to which target, if it is one of these.
+    pub(super) fn moves_to(&mut self, item: usize, target: Option<usize>) {
         self.items[item].fare = Fare::Moves;
+        self.items[item].target = target;
     }
 
     /// Nothing more is to be done for a VM.
@@ -189,9 +190,17 @@ mod tests {
     }
 
     #[test]
+    fn what_moves_already_and_is_refused_is_tried_with_the_next() {
+        let mut plan = Plan::new(1, 2, 1);
+        plan.moves_to(0, Some(0));
+        plan.ended(0, Ended::Refused);
+        assert_eq!(plan.begin(), Some((0, 1)));
+    }
+
+    #[test]
     fn what_moves_already_counts() {
         let mut plan = Plan::new(2, 1, 1);
-        plan.moves(1);
+        plan.moves_to(1, None);
         assert_eq!(plan.begin(), None);
         plan.ended(1, Ended::Arrived);
         assert_eq!(plan.begin(), Some((0, 0)));

@@ -6,7 +6,8 @@ use super::drain::{Ended, Fare, Plan};
 use super::{Inner, Result, lock, spec, store};
 use crate::control::ControlError;
 use crate::model::{
-    Drain, DrainItem, DrainRequest, MigrationRequest, MigrationState, ServiceEvent, VmState,
+    Direction, Drain, DrainItem, DrainRequest, Migration, MigrationRequest, MigrationState,
+    ServiceEvent, VmState,
 };
 
 const FILE: &str = "drain.json";
@@ -40,7 +41,7 @@ impl Inner {
         for to in &request.to {
             self.url_of(to)?;
         }
-        let options = spec::with_defaults(&request.options, &self.config.defaults);
+        let options = request.options.clone().or(&self.config.defaults);
         spec::check_options(&options).map_err(ControlError::Invalid)?;
         let mut slot = lock(&self.drain);
         if slot.as_ref().is_some_and(|d| !d.drain.over) {
@@ -67,14 +68,14 @@ impl Inner {
         }
         let parallel = self.parallel(&request);
         let mut plan = Plan::new(items.len(), request.to.len(), parallel);
-        moving.into_iter().for_each(|at| plan.moves(at));
+        moving.into_iter().for_each(|at| plan.moves_to(at, None));
         let drain = Drain {
             request,
             cancelled: false,
             over: false,
             items,
         };
-        self.store.write_later(self.store.path(FILE), &drain);
+        self.note_drain(&drain);
         *slot = Some(Draining { drain, plan });
         drop(slot);
         self.spawn(drive(self.clone()));
@@ -82,11 +83,11 @@ impl Inner {
     }
 
     pub(super) fn drain_state(&self) -> Result<Drain> {
-        let mut slot = lock(&self.drain);
-        match &mut *slot {
-            Some(draining) => {
-                self.fill_in(&mut draining.drain);
-                Ok(draining.drain.clone())
+        let drain = lock(&self.drain).as_ref().map(|d| d.drain.clone());
+        match drain {
+            Some(mut drain) => {
+                self.fill_in(&mut drain);
+                Ok(drain)
             }
             None => Err(ControlError::NotFound(
                 "nobody has drained this host yet".to_owned(),
@@ -108,6 +109,7 @@ impl Inner {
                     item.reason = Some("the drain was cancelled before its turn".to_owned());
                 }
             }
+            self.note_drain(&draining.drain);
             let items = &draining.drain.items;
             let ids = moving
                 .into_iter()
@@ -192,17 +194,35 @@ impl Inner {
         self.fill_in(drain);
         drain.over = over;
         if *drain != before {
-            self.store.write_later(self.store.path(FILE), drain);
-            self.tell(ServiceEvent::Drain(drain.clone()));
+            self.note_drain(drain);
         }
         over
+    }
+
+    fn note_drain(&self, drain: &Drain) {
+        self.store.write_later(self.store.path(FILE), drain);
+        self.tell(ServiceEvent::Drain(drain.clone()));
+    }
+
+    /// The migration of a drain's item that was begun, but not noted in the drain any more.
+    fn begun_for(&self, vm: &str, request: &DrainRequest) -> Option<String> {
+        let is_here = self.entry(vm).is_ok();
+        let mut all = lock(&self.migrations).list().into_iter();
+        let of_drain = |m: &Migration| {
+            let is_open = !m.state.is_over();
+            m.vm == vm
+                && m.direction == Direction::Outgoing
+                && request.to.contains(&m.peer)
+                && (is_open || (m.state == MigrationState::Completed && !is_here))
+        };
+        all.find(of_drain).map(|m| m.id)
     }
 
     /// Takes up a drain that an earlier service had under way.
     pub(super) async fn load_drain(self: &Arc<Self>) {
         let path = self.store.path(FILE);
         let read = tokio::task::spawn_blocking(move || store::read::<Drain>(&path)).await;
-        let drain = match read {
+        let mut drain = match read {
             Ok(Ok(Some(drain))) => drain,
             Ok(Err(why)) => return tracing::error!(why, "a drain is not known any more"),
             _ => return,
@@ -212,10 +232,16 @@ impl Inner {
             drain.request.to.len(),
             self.parallel(&drain.request),
         );
-        for (at, item) in drain.items.iter().enumerate() {
+        for (at, item) in drain.items.iter_mut().enumerate() {
+            if item.migration.is_none() && !item.state.is_over() {
+                item.migration = self.begun_for(&item.vm, &drain.request);
+            }
             match &item.migration {
                 // How it goes on, and whether, is found in the migration.
-                Some(_) => plan.moves(at),
+                Some(id) => {
+                    let peer = self.migration(id).map(|m| m.peer).unwrap_or_default();
+                    plan.moves_to(at, drain.request.to.iter().position(|to| *to == peer));
+                }
                 None if item.state.is_over() => plan.over(at),
                 None => {}
             }

@@ -1,10 +1,11 @@
 //! What this host is like, and what can be had on it. Looks, and changes nothing.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{TcpListener, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::Access;
 use tokio::time::timeout;
 use vmferry_block::{DiskSpec, Role};
 use vmferry_engine::SOFTWARE;
@@ -56,30 +57,81 @@ pub(super) async fn certificate(files: Option<&TlsFiles>) -> Option<String> {
     }
 }
 
-/// What is wrong with each disk that cannot be opened here.
-async fn disks(specs: Vec<DiskSpec>) -> Vec<String> {
-    let look = |spec: DiskSpec| async move {
-        let name = spec.source.to_string();
-        let open = move || vmferry_block::open(&spec, Role::Inspector).map(drop);
-        match timeout(OPEN_WITHIN, tokio::task::spawn_blocking(open)).await {
-            Ok(Ok(Ok(()))) => None,
-            Ok(Ok(Err(e))) => Some(chain(&e)),
-            Ok(Err(e)) => Some(format!("disk '{name}': {e}")),
-            Err(_) => Some(format!("disk '{name}': no answer in {OPEN_WITHIN:?}")),
-        }
-    };
-    let looks = specs.into_iter().map(look);
+/// Looks at something that another host names: what is wrong with it.
+async fn look(
+    what: String,
+    at_it: impl FnOnce() -> Result<(), String> + Send + 'static,
+) -> Option<String> {
+    match timeout(OPEN_WITHIN, tokio::task::spawn_blocking(at_it)).await {
+        Ok(Ok(found)) => found.err(),
+        Ok(Err(e)) => Some(format!("{what}: {e}")),
+        Err(_) => Some(format!("{what}: no answer in {OPEN_WITHIN:?}")),
+    }
+}
+
+/// What is wrong with each disk that cannot be opened here, or is not for other hosts to name.
+async fn disks(specs: Vec<DiskSpec>, within: Option<PathBuf>) -> Vec<String> {
+    let looks = specs.into_iter().map(|spec| {
+        let (what, within) = (format!("disk '{}'", spec.source), within.clone());
+        let about = what.clone();
+        look(what, move || {
+            let named = spec.source.paths();
+            let allowed = named.and_then(|paths| allowed(&paths, within.as_deref()));
+            allowed.map_err(|why| format!("{about} {why}"))?;
+            vmferry_block::open(&spec, Role::Inspector)
+                .map(drop)
+                .map_err(|e| chain(&e))
+        })
+    });
     let found = futures_util::future::join_all(looks).await;
     found.into_iter().flatten().collect()
 }
 
-fn readable(what: &str, path: &str) -> Option<String> {
-    let opened = File::open(Path::new(path)).and_then(|file| file.metadata());
-    match opened {
-        Ok(meta) if meta.is_file() => None,
-        Ok(_) => Some(format!("the {what} '{path}' is no file")),
-        Err(e) => Some(format!("the {what} '{path}' cannot be read: {e}")),
+/// What is wrong with each file that is no regular one, cannot be read here, or is not for other
+/// hosts to name. Nothing is opened: opening a device may have effects, or never return.
+async fn files(named: Vec<(&'static str, String)>, within: Option<PathBuf>) -> Vec<String> {
+    let looks = named.into_iter().map(|(what, path)| {
+        let (what, within) = (format!("the {what} '{path}'"), within.clone());
+        let about = what.clone();
+        look(what, move || {
+            let path = PathBuf::from(path);
+            allowed(std::slice::from_ref(&path), within.as_deref())
+                .and_then(|()| readable(&path))
+                .map_err(|why| format!("{about} {why}"))
+        })
+    });
+    let found = futures_util::future::join_all(looks).await;
+    found.into_iter().flatten().collect()
+}
+
+/// Whether all of `paths` are in the directory that other hosts may name things in.
+fn allowed(paths: &[PathBuf], within: Option<&Path>) -> Result<(), String> {
+    let real = |path: &Path| {
+        fs::canonicalize(path).map_err(|e| format!("cannot be used: {}: {e}", path.display()))
+    };
+    let Some(within) = within else {
+        return Ok(());
+    };
+    let root = real(within)?;
+    for path in paths {
+        if !real(path)?.starts_with(&root) {
+            return Err(format!(
+                "is not in {}, as the host's configuration (migration.files_in) wants it",
+                within.display()
+            ));
+        }
     }
+    Ok(())
+}
+
+fn readable(path: &Path) -> Result<(), String> {
+    let unreadable = |e: &dyn std::fmt::Display| format!("cannot be read: {e}");
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_file() => {}
+        Ok(_) => return Err("is no file".to_owned()),
+        Err(e) => return Err(unreadable(&e)),
+    }
+    rustix::fs::access(path, Access::READ_OK).map_err(|e| unreadable(&e))
 }
 
 impl Inner {
@@ -127,10 +179,10 @@ impl Inner {
             .err()
             .or_else(|| super::process::check_path(&dir).err());
         if here.spec.is_none() {
-            here.disks = disks(spec::disks(&offer.spec).unwrap_or_default()).await;
+            let specs = spec::disks(&offer.spec).unwrap_or_default();
+            here.disks = disks(specs, self.config.files_in.clone()).await;
         }
-        let files = spec::files(&offer.spec);
-        here.files = files.iter().filter_map(|(w, p)| readable(w, p)).collect();
+        here.files = files(spec::files(&offer.spec), self.config.files_in.clone()).await;
         here.certificate = certificate(self.config.tls.as_ref()).await;
         here.listen = self.cannot_listen();
         Preflight {
@@ -156,6 +208,8 @@ pub(super) fn processors() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use vmferry_block::DiskSource;
+
     use super::*;
 
     #[test]
@@ -166,10 +220,45 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_opened_is_named() {
-        let source: vmferry_block::DiskSource = "file:/no/such.img".parse().unwrap();
-        let wrong = disks(vec![source.spec()]).await;
+        let source: DiskSource = "file:/no/such.img".parse().unwrap();
+        let wrong = disks(vec![source.spec()], None).await;
         assert!(wrong[0].contains("/no/such.img"), "{wrong:?}");
-        assert!(readable("kernel", "/").unwrap().contains("no file"));
-        assert!(readable("kernel", "/no/k").unwrap().contains("/no/k"));
+        let named = [
+            ("kernel", "/"),
+            ("initrd", "/no/k"),
+            ("kernel", "/dev/null"),
+        ];
+        let named = named.map(|(what, path)| (what, path.to_owned()));
+        let wrong = files(named.to_vec(), None).await;
+        assert_eq!(wrong.len(), 3, "{wrong:?}");
+        assert!(wrong[0].contains("is no file") && wrong[1].contains("/no/k"));
+    }
+
+    #[tokio::test]
+    async fn other_hosts_name_what_is_in_the_directory_for_it_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (inside, outside) = (dir.path().join("in"), dir.path().join("out"));
+        fs::create_dir(&inside).unwrap();
+        for file in [inside.join("k"), outside.clone()] {
+            fs::write(file, [0; 4096]).unwrap();
+        }
+        std::os::unix::fs::symlink(&outside, inside.join("link")).unwrap();
+        let disk = |path: &Path| DiskSource::File(path.to_owned()).spec();
+        let kernel = |path: &Path| vec![("kernel", path.display().to_string())];
+        let round = inside.join("../out");
+        for path in [&outside, &inside.join("link"), &round] {
+            let wrong = disks(vec![disk(path)], Some(inside.clone())).await;
+            assert!(wrong[0].contains("migration.files_in"), "{wrong:?}");
+            let wrong = files(kernel(path), Some(inside.clone())).await;
+            assert!(wrong[0].contains("migration.files_in"), "{wrong:?}");
+        }
+        let own = inside.join("k");
+        assert_eq!(files(kernel(&own), Some(inside.clone())).await, [""; 0]);
+        assert_eq!(disks(vec![disk(&own)], Some(inside.clone())).await, [""; 0]);
+        let socket: DiskSource = format!("nbd+unix:///?socket={}", outside.display())
+            .parse()
+            .unwrap();
+        let wrong = disks(vec![socket.spec()], Some(inside)).await;
+        assert!(wrong[0].contains("migration.files_in"), "{wrong:?}");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 use vmferry_engine::report::{DestinationTimeline, MigrationReport, ReportOutcome};
 
@@ -195,6 +196,17 @@ impl Inner {
         self.may_begin.notify_one();
         self.unbalanced.notify_one();
         self.drain_on.notify_one();
+    }
+
+    /// Waits for the end of a migration; not where none is known.
+    pub(super) async fn until_over(&self, id: &str) {
+        let mut events = self.events.subscribe();
+        while self.migration(id).is_ok_and(|m| !m.state.is_over()) {
+            // Whatever it is, even that some were missed: there is something to look at.
+            if let Err(RecvError::Closed) = events.recv().await {
+                return;
+            }
+        }
     }
 
     /// A file that is kept of a migration.

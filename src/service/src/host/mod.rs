@@ -54,6 +54,7 @@ use store::Store;
 use telling::Telling;
 
 pub use peers::{LocalPeer, Peer, PeerConnector};
+pub use store::VMS;
 
 type Result<T> = std::result::Result<T, ControlError>;
 
@@ -77,6 +78,8 @@ pub struct HostConfig {
     pub ports: (u16, u16),
     /// The address as other hosts see it, where it is another.
     pub advertise: Option<IpAddr>,
+    /// What files of machines from other hosts have to be in, if anything.
+    pub files_in: Option<PathBuf>,
     /// What it allows, until [`Host::set_limits`].
     pub limits: Limits,
     /// How machines are moved, where a request does not say.

@@ -23,13 +23,12 @@ use vmferry_vmm::api::{Event, Request};
 use vmferry_vmm::client::VmmClient;
 
 use super::store;
+use crate::rules::SOCKET_PATH;
 
 /// Standard error of a VM process.
 const LOG: &str = "vmm.log";
 /// Its number, for one that does not answer.
 const PID: &str = "pid";
-/// Longest path of a unix socket.
-const MAX_SOCKET_PATH: usize = 107;
 /// Descriptors that a VM process may have open, where the host allows as many.
 const DESCRIPTORS: u64 = 16 << 10;
 /// How long a process may take to be ready, or to end.
@@ -52,11 +51,11 @@ pub(super) struct Running {
 /// In words.
 pub(super) fn check_path(dir: &Path) -> Result<(), String> {
     let bytes = dir.join(SOCKET).as_os_str().len();
-    if bytes <= MAX_SOCKET_PATH {
+    if bytes <= SOCKET_PATH {
         return Ok(());
     }
     Err(format!(
-        "the path of the control socket in '{}' would have {bytes} bytes, {MAX_SOCKET_PATH} are \
+        "the path of the control socket in '{}' would have {bytes} bytes, {SOCKET_PATH} are \
          possible: choose a shorter name, or a state directory with a shorter path",
         dir.display()
     ))
@@ -92,6 +91,8 @@ pub(super) async fn start(binary: &Path, dir: &Path) -> Result<Running, String> 
     {
         return Err(format!("a control socket that was left behind: {e}"));
     }
+    // The number of an earlier process may be anybody's by now.
+    let _ = fs::remove_file(dir.join(PID));
     let mut command = Command::new(binary);
     command
         .args(["vmm", "--dir"])
@@ -142,16 +143,9 @@ pub(super) async fn start(binary: &Path, dir: &Path) -> Result<Running, String> 
     })
 }
 
-/// How a process is niced that says nothing of it.
-const USUAL: i32 = 0;
-
 /// A process of its own session, which no signal to the service's group reaches.
 fn stand_alone() -> io::Result<()> {
     rustix::process::setsid()?;
-    // The service goes before guests; they do not go before anybody.
-    if rustix::process::nice(0)? < USUAL {
-        rustix::process::setpriority_process(None, USUAL)?;
-    }
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
@@ -165,6 +159,14 @@ fn stand_alone() -> io::Result<()> {
     };
     rustix::process::setrlimit(Resource::Nofile, files)?;
     Ok(())
+}
+
+/// Whether a process is that of a VM's directory: numbers are used again.
+fn is_of(pid: u32, dir: &Path) -> bool {
+    let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    command
+        .split(|b| *b == 0)
+        .any(|word| word == dir.as_os_str().as_encoded_bytes())
 }
 
 async fn ready(child: &mut Child) -> bool {
@@ -236,6 +238,7 @@ pub(super) async fn end(dir: &Path, client: Option<&VmmClient>) -> Result<(), St
     }
     let noted = || fs::read_to_string(dir.join(PID)).ok()?.trim().parse().ok();
     let pid = client.and_then(VmmClient::pid).or_else(noted);
+    let pid = pid.filter(|pid| is_of(*pid, dir));
     let pid = pid.and_then(|pid: u32| Pid::from_raw(i32::try_from(pid).ok()?));
     let Some(pid) = pid else {
         return Err(format!(

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 use vmferry_engine::report::DestinationTimeline;
 use vmferry_machine::Console;
@@ -19,8 +18,7 @@ use super::migrations::{Account, Kept, Known, Registry};
 use super::{Inner, Result, lock, now_ms, preflight, process, spec};
 use crate::control::ControlError;
 use crate::model::{
-    Direction, Migration, MigrationOptions, MigrationState, Reception, ReceptionRequest,
-    ServiceEvent, VmState,
+    Direction, Migration, MigrationOptions, MigrationState, Reception, ReceptionRequest, VmState,
 };
 
 /// How long a reception may take to end once it was told to.
@@ -107,12 +105,19 @@ impl Inner {
         let mut registry = lock(&self.migrations);
         self.room_to_receive(&registry)?;
         let id = &request.migration;
-        if let Some(known) = registry.known.get(id)
-            && !known.kept.migration.state.is_over()
-        {
-            return Err(ControlError::Conflict(format!(
-                "migration {id} is under way here already"
-            )));
+        if let Some(known) = registry.known.get(id) {
+            let m = &known.kept.migration;
+            // A source that could not begin tries the same one again; nobody else has that id.
+            if m.direction != Direction::Incoming || m.peer != request.from {
+                return Err(ControlError::Conflict(format!(
+                    "there is a migration {id} here"
+                )));
+            }
+            if !m.state.is_over() {
+                return Err(ControlError::Conflict(format!(
+                    "migration {id} is under way here already"
+                )));
+            }
         }
         let migration = Migration {
             id: id.clone(),
@@ -153,6 +158,10 @@ impl Inner {
         self.take_up(entry, running);
         let client = entry.client()?;
         let token = random_hex()?;
+        // What was looked at before is what may come.
+        let spec = &request.offer.spec;
+        let machine = spec::config(spec, self.kvm.is_ok(), &entry.dir);
+        let machine = machine.map_err(ControlError::Invalid)?;
         let (first, last) = self.config.ports;
         let mut refused = "there is no port to listen on".to_owned();
         for port in first..=last.max(first) {
@@ -164,6 +173,7 @@ impl Inner {
                 link_mbit: request.link_mbit,
                 migration: Some(request.migration.clone()),
                 come_within_s: Some(self.config.come_within_s),
+                machine: Some(Box::new(machine.clone())),
                 serial: Console::File(entry.dir.join(spec::SERIAL)),
                 debugcon: Console::File(entry.dir.join(spec::DEBUG)),
             };
@@ -228,6 +238,7 @@ impl Inner {
             }
         });
         self.over(id, MigrationState::Completed, None, account);
+        self.forget_end(entry, id).await;
         self.changed(entry);
     }
 
@@ -242,7 +253,7 @@ impl Inner {
         if let Err(error) = self.dismiss(entry).await {
             tracing::error!(vm = entry.name, %error, "a reception that came to nothing stays");
         }
-        let cancelled = reason.as_ref().is_some_and(|r| r.contains("cancelled"));
+        let cancelled = matches!(account, Account::Destination(timeline) if timeline.cancelled);
         let state = match cancelled {
             true => MigrationState::Cancelled,
             false => MigrationState::Failed,
@@ -280,9 +291,10 @@ impl Inner {
         let Ok(entry) = self.entry(&migration.vm) else {
             return Ok(());
         };
-        let mut events = self.events.subscribe();
         {
-            let _turn = entry.turn().await;
+            let Ok(_turn) = self.turn_of(&entry).await else {
+                return Ok(());
+            };
             let ours = |d: &mut super::entry::Data| {
                 d.migration.as_deref() == Some(id) && d.state == VmState::Arriving
             };
@@ -292,20 +304,7 @@ impl Inner {
             // Where it is over already, its end is on its way.
             let _ = client.call(Request::Cancel).await;
         }
-        let ended = async {
-            loop {
-                match events.recv().await {
-                    Ok(ServiceEvent::Migration(m)) if m.id == id && m.state.is_over() => return,
-                    Err(RecvError::Closed) => return,
-                    Err(RecvError::Lagged(_))
-                        if self.migration(id).is_ok_and(|m| m.state.is_over()) =>
-                    {
-                        return;
-                    }
-                    _ => {}
-                }
-            }
-        };
+        let ended = self.until_over(id);
         match timeout(END_WITHIN, ended).await {
             Ok(()) => Ok(()),
             Err(_) => Err(ControlError::Conflict(format!(

@@ -8,30 +8,25 @@ use vmferry_machine::config::MAX_VCPUS;
 use vmferry_machine::{Boot, Console, MAX_DISKS, MachineConfig, MachineKind};
 
 use crate::model::{BootSpec, MigrationOptions, VmSpec};
+use crate::rules::{VM_NAME_RULE, is_vm_name, option_problems};
 
 /// Files of the consoles in a VM's directory.
 pub(super) const SERIAL: &str = "serial.log";
 pub(super) const DEBUG: &str = "debug.log";
 
 const MIB: u64 = 1 << 20;
-const MAX_NAME: usize = 63;
-/// Most page streams of a migration.
-const MAX_STREAMS: u16 = 16;
 
 /// Whether a machine can be called so.
 ///
 /// # Errors
 /// In words.
 pub(super) fn check_name(name: &str) -> Result<(), String> {
-    let good = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    let fits = (1..=MAX_NAME).contains(&name.len());
-    if fits && name.bytes().all(good) && !name.starts_with('-') {
-        return Ok(());
+    match is_vm_name(name) {
+        true => Ok(()),
+        false => Err(format!(
+            "a VM cannot be called {name:?}: take {VM_NAME_RULE}"
+        )),
     }
-    Err(format!(
-        "a VM cannot be called {name:?}: take 1 to {MAX_NAME} lower-case letters, digits and \
-         hyphens, no hyphen first"
-    ))
 }
 
 /// The sort of machine that `spec` asks for, on a host that has KVM or not.
@@ -149,66 +144,16 @@ pub(super) fn files(spec: &VmSpec) -> Vec<(&'static str, String)> {
     }
 }
 
-/// `wanted`, and where it says nothing, `defaults`.
-pub(super) fn with_defaults(
-    wanted: &MigrationOptions,
-    defaults: &MigrationOptions,
-) -> MigrationOptions {
-    let (w, d) = (wanted.clone(), defaults.clone());
-    MigrationOptions {
-        transport: w.transport.or(d.transport),
-        streams: w.streams.or(d.streams),
-        codec: w.codec.or(d.codec),
-        tracker: w.tracker.or(d.tracker),
-        group: w.group.or(d.group),
-        throttle_pct: w.throttle_pct.or(d.throttle_pct),
-        link_mbit: w.link_mbit.or(d.link_mbit),
-        max_blackout_ms: w.max_blackout_ms.or(d.max_blackout_ms),
-        min_passes: w.min_passes.or(d.min_passes),
-    }
-}
-
 /// Whether a migration can be done so.
 ///
 /// # Errors
 /// In words, all that is wrong.
 pub(super) fn check_options(options: &MigrationOptions) -> Result<(), String> {
-    use vmferry_codecs::CodecChoice;
-    use vmferry_tracker::{GroupSize, TrackerKind};
-    use vmferry_transports::TransportKind;
-
-    fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(text: &Option<String>) -> Vec<String> {
-        let parsed = text.as_ref().map(|text| text.parse::<T>());
-        let wrong = parsed.and_then(Result::err);
-        wrong.iter().map(ToString::to_string).collect()
-    }
-
-    let mut wrong = parse::<TransportKind>(&options.transport);
-    wrong.extend(parse::<CodecChoice>(&options.codec));
-    wrong.extend(parse::<GroupSize>(&options.group));
-    if options.tracker.as_deref() != Some("auto") {
-        wrong.extend(parse::<TrackerKind>(&options.tracker));
-    }
-    if let Some(streams) = options.streams
-        && !(1..=MAX_STREAMS).contains(&streams)
-    {
-        wrong.push(format!("{streams} page streams: give 1 to {MAX_STREAMS}"));
-    }
-    if let Some(pct) = options.throttle_pct
-        && pct > 100
-    {
-        wrong.push(format!("throttling by {pct} %: give 0 to 100"));
-    }
-    if let Some(ms) = options.max_blackout_ms
-        && !(ms > 0.0 && ms <= 3_600_000.0)
-    {
-        wrong.push(format!(
-            "a longest blackout of {ms} ms: give more than 0, and an hour at most"
-        ));
-    }
+    let wrong = option_problems(options);
+    let words = wrong.iter().map(|(field, what)| format!("{field}: {what}"));
     match wrong.is_empty() {
         true => Ok(()),
-        false => Err(wrong.join("; ")),
+        false => Err(words.collect::<Vec<_>>().join("; ")),
     }
 }
 
@@ -275,7 +220,7 @@ mod tests {
             codec: Some("lz4".to_owned()),
             ..Default::default()
         };
-        let both = with_defaults(&wanted, &defaults);
+        let both = wanted.or(&defaults);
         assert_eq!(both.streams, Some(4));
         assert_eq!(both.codec.as_deref(), Some("lz4"));
         assert_eq!(check_options(&both), Ok(()));
@@ -290,7 +235,7 @@ mod tests {
             ..Default::default()
         };
         let wrong = check_options(&bad).unwrap_err();
-        for part in ["pigeon", "0 page", "zip", "dog", "101", "NaN"] {
+        for part in ["pigeon", "streams: 0", "zip", "dog", "101", "NaN"] {
             assert!(wrong.contains(part), "{part}: {wrong}");
         }
         let auto = MigrationOptions {

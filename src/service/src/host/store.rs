@@ -1,7 +1,7 @@
 //! Files under the state directory, each written whole or not at all, by one thread in order.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -12,10 +12,12 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
+use vmferry_vmm::ends::write_whole;
 
 use crate::control::ControlError;
 
-const VMS: &str = "vms";
+/// Directory of the VMs' directories, under the state directory.
+pub const VMS: &str = "vms";
 const MIGRATIONS: &str = "migrations";
 /// What is being removed.
 const TRASH: &str = "trash";
@@ -67,16 +69,17 @@ impl Store {
             e => failed(e.into()),
         })?;
         // An earlier service may have ended before it was through with it.
-        let trash = dir.join(TRASH);
+        // VM processes are told where their files are, whatever their working directory.
+        let dir = std::path::absolute(dir).map_err(failed)?;
+        let (vms, trash) = (dir.join(VMS), dir.join(TRASH));
         discard(&trash).map_err(failed)?;
         let (jobs, work) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || work_off(&work, &trash))
+            .spawn(move || work_off(&work, &vms, &trash))
             .map_err(failed)?;
         Ok(Self {
-            // VM processes are told where their files are, whatever their working directory.
-            dir: std::path::absolute(dir).map_err(failed)?,
+            dir: dir.clone(),
             jobs: Some(jobs),
             thread: Some(thread),
             _lock: lock,
@@ -207,7 +210,11 @@ fn remove_whole(dir: &Path, trash: &Path) -> io::Result<()> {
         other => other?,
     }
     File::open(dir.parent().unwrap_or(Path::new(".")))?.sync_all()?;
-    discard(&aside)
+    // It is gone for everybody; what stays of it goes when the next service starts.
+    if let Err(error) = discard(&aside) {
+        tracing::warn!(%error, path = %aside.display(), "left in the trash");
+    }
+    Ok(())
 }
 
 fn discard(dir: &Path) -> io::Result<()> {
@@ -217,10 +224,19 @@ fn discard(dir: &Path) -> io::Result<()> {
     }
 }
 
-fn work_off(jobs: &mpsc::Receiver<Job>, trash: &Path) {
+/// A VM's directory is made once, with the VM: what comes later finds it, or comes too late.
+fn write(path: &Path, bytes: &[u8], vms: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(dir) if !dir.starts_with(vms) => private_dir(dir)?,
+        _ => {}
+    }
+    write_whole(path, bytes)
+}
+
+fn work_off(jobs: &mpsc::Receiver<Job>, vms: &Path, trash: &Path) {
     while let Ok(Job { work, done }) = jobs.recv() {
         let result = match &work {
-            Work::Write(path, bytes) => write_whole(path, bytes),
+            Work::Write(path, bytes) => write(path, bytes, vms),
             Work::Remove(dir) => remove_whole(dir, trash),
             Work::Nothing => Ok(()),
         };
@@ -235,18 +251,6 @@ fn work_off(jobs: &mpsc::Receiver<Job>, trash: &Path) {
 /// Makes a directory that only its owner may enter, and those above it.
 pub(super) fn private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    private_dir(dir)?;
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let mut file = File::create(&new)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(dir)?.sync_all()
 }
 
 /// Reads a JSON file; none where there is none. Blocks.
@@ -310,7 +314,11 @@ mod tests {
         fs::write(half.join("spec.json"), "{}").unwrap();
         let store = Store::open(dir.path()).unwrap();
         assert!(!half.exists());
-        store.write(store.vm("web-1").join("x"), &1).await.unwrap();
+        // What is written to a VM that is not there does not make it.
+        let file = store.vm("web-1").join("x");
+        assert!(store.write(file.clone(), &1).await.is_err());
+        fs::create_dir(store.vm("web-1")).unwrap();
+        store.write(file, &1).await.unwrap();
         store.remove(store.vm("web-1")).await.unwrap();
         assert!(!store.vm("web-1").exists() && !half.exists());
     }

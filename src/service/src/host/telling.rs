@@ -19,6 +19,9 @@ use crate::telemetry::{Exporter, Metrics, MigrationRecord, Story, TelemetryConfi
 /// How long another host may take to tell its part of a trace, and a VM process how it is.
 const ASK_WITHIN: Duration = Duration::from_secs(3);
 
+/// How long the end of a migration is waited for, by whoever wants its trace.
+const END_WITHIN: Duration = Duration::from_secs(2);
+
 /// Where it is told.
 #[derive(Debug)]
 pub(super) struct Telling {
@@ -52,11 +55,11 @@ fn story(kept: &Kept, account: Account<'_>) -> Option<Story> {
                 _ => Some(m.reason.clone().unwrap_or_default()),
             },
         },
-        (Account::None, Direction::Outgoing) => Story::NotBegun {
+        (Account::None, Direction::Outgoing) => Story::Unreported {
             asked_unix_us: m.asked_ms * 1000,
             ended_unix_us: m.ended_ms.unwrap_or(m.asked_ms) * 1000,
             reason: m.reason.clone().unwrap_or_default(),
-            cancelled: m.state == MigrationState::Cancelled,
+            state: m.state,
         },
         (Account::None, Direction::Incoming) => return None,
     })
@@ -92,10 +95,7 @@ impl Inner {
             Account::Destination(timeline) => {
                 metrics.observe_arrival(timeline, state != MigrationState::Completed);
             }
-            Account::None if kept.migration.direction == Direction::Outgoing => {
-                metrics.observe_not_begun(state == MigrationState::Cancelled);
-            }
-            Account::None => {}
+            Account::None => metrics.observe_unreported(kept.migration.direction, state),
         }
         let story = story(kept, account);
         let Some(record) = story.and_then(|s| record(&self.config.name, kept, s)) else {
@@ -115,6 +115,8 @@ impl Inner {
     /// The trace of a migration as OTLP JSON: what this host has of it, and at the source also
     /// what the other host has, where that answers.
     pub(super) async fn trace(&self, id: &str) -> Result<serde_json::Value> {
+        // Hosts learn of the end one after the other: who asks for it is a little early at times.
+        let _ = timeout(END_WITHIN, self.until_over(id)).await;
         self.store.written().await;
         let own: serde_json::Value = self.kept_file(id, migrations::TRACE).await?;
         let migration = self.migration(id)?;
@@ -138,9 +140,7 @@ impl Inner {
         metrics.set_vms(entries.iter().map(|entry| entry.state()));
         let fences = join_all(entries.iter().map(|entry| fences(entry))).await;
         metrics.set_fences_open(fences.into_iter().sum());
-        let ram_mib: u64 = (entries.iter().filter(|entry| entry.takes_memory()))
-            .map(|entry| entry.with(|d| d.record.spec.ram_mib))
-            .sum();
+        let ram_mib = self.load(entries.iter()).ram_mib;
         let (running, queued) = lock(&self.migrations).admission.counts();
         metrics.set_migrations(running, self.incoming() as u32, queued);
         let limits = self.limits();
@@ -174,8 +174,8 @@ impl Inner {
 /// Writes of a former host that a VM's disks wait for.
 async fn fences(entry: &Entry) -> u64 {
     let Ok(client) = entry.client() else { return 0 };
-    match timeout(ASK_WITHIN, client.call(Request::Status)).await {
-        Ok(Ok(Answer::Status(status))) => status.fences,
+    match timeout(ASK_WITHIN, client.call(Request::Storage)).await {
+        Ok(Ok(Answer::Storage(disks))) => disks.fences,
         _ => 0,
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{OwnedMutexGuard, broadcast, mpsc};
 use tokio::time::timeout;
 use vmferry_machine::MachineKind;
 use vmferry_protocol::errors::chain;
@@ -41,9 +41,30 @@ impl Inner {
     /// A VM has changed.
     pub(super) fn changed(&self, entry: &Entry) {
         // One that has been forgotten meanwhile is not to come back.
-        let known = lock(&self.vms).contains_key(&entry.name);
-        if known {
+        if self.is_known(entry) {
             self.tell(ServiceEvent::Vm(entry.vm()));
+        }
+    }
+
+    /// Whether it has not been forgotten meanwhile, and another come in its place.
+    pub(super) fn is_known(&self, entry: &Entry) -> bool {
+        let vms = lock(&self.vms);
+        let found = vms.get(&entry.name);
+        found.is_some_and(|found| std::ptr::eq(Arc::as_ptr(found), entry))
+    }
+
+    /// Waits for the calls for a VM that came before.
+    ///
+    /// # Errors
+    /// [`ControlError::NotFound`]: it is gone since.
+    pub(super) async fn turn_of(&self, entry: &Entry) -> Result<OwnedMutexGuard<()>> {
+        let turn = entry.turn().await;
+        match self.is_known(entry) {
+            true => Ok(turn),
+            false => Err(ControlError::NotFound(format!(
+                "there is no VM called {:?} here any more",
+                entry.name
+            ))),
         }
     }
 
@@ -97,6 +118,9 @@ impl Inner {
 
     /// A VM is not known any more.
     pub(super) async fn forget(&self, entry: &Entry) -> Result<()> {
+        if !self.is_known(entry) {
+            return Ok(());
+        }
         self.store.remove(entry.dir.clone()).await?;
         lock(&self.vms).remove(&entry.name);
         self.tell(ServiceEvent::VmGone(entry.name.clone()));
@@ -131,10 +155,14 @@ impl Inner {
             }
         };
         if let Err(error) = made {
-            if let Err(error) = self.end_process(&entry).await {
-                tracing::error!(vm = entry.name, %error, "its process stays");
+            match self.end_process(&entry).await {
+                Ok(()) => self.forget(&entry).await?,
+                // A guest may run in it: it stays, for somebody to see to it.
+                Err(stays) => {
+                    let why = Some(format!("{error}; {stays}"));
+                    self.stays_stopped(&entry, true, why).await?;
+                }
             }
-            self.forget(&entry).await?;
             return Err(error);
         }
         Ok(entry.vm())
@@ -228,7 +256,7 @@ impl Inner {
     }
 
     async fn ask_machine(&self, entry: &Entry, request: Request) -> Result<Vm> {
-        let _turn = entry.turn().await;
+        let _turn = self.turn_of(entry).await?;
         self.free(entry)?;
         let state = entry.state();
         if !matches!(state, VmState::Running | VmState::Paused) {
@@ -242,7 +270,7 @@ impl Inner {
     }
 
     pub(super) async fn stop(&self, entry: &Entry) -> Result<Vm> {
-        let _turn = entry.turn().await;
+        let _turn = self.turn_of(entry).await?;
         self.free(entry)?;
         let stopped = Phase::Stopped {
             crashed: false,
@@ -261,12 +289,13 @@ impl Inner {
     }
 
     pub(super) async fn start(self: &Arc<Self>, entry: &Arc<Entry>) -> Result<Vm> {
-        let _turn = entry.turn().await;
+        let _turn = self.turn_of(entry).await?;
         self.free(entry)?;
         let state = entry.state();
         if !matches!(state, VmState::Stopped | VmState::Crashed) {
             return Err(conflict(entry, state));
         }
+        no_silent_process(entry)?;
         let spec = entry.record().spec;
         let config =
             spec::config(&spec, self.kvm.is_ok(), &entry.dir).map_err(ControlError::Invalid)?;
@@ -311,7 +340,7 @@ impl Inner {
     }
 
     pub(super) async fn delete(&self, entry: &Entry) -> Result<()> {
-        let _turn = entry.turn().await;
+        let _turn = self.turn_of(entry).await?;
         let (state, migration) = entry.with(|d| (d.state, d.migration.clone()));
         if let Some(id) = migration {
             return Err(ControlError::Conflict(format!(
@@ -326,13 +355,14 @@ impl Inner {
                 in_a_word(state)
             )));
         }
+        no_silent_process(entry)?;
         self.end_process(entry).await?;
         self.forget(entry).await
     }
 
     pub(super) async fn verify(&self, entry: &Entry) -> Result<String> {
         let moving = {
-            let _turn = entry.turn().await;
+            let _turn = self.turn_of(entry).await?;
             entry.with(|d| d.migration.is_some())
         };
         let client = entry.client()?;
@@ -364,7 +394,7 @@ impl Inner {
         entry: &Entry,
         nobody_else_writes: bool,
     ) -> Result<u64> {
-        let _turn = entry.turn().await;
+        let _turn = self.turn_of(entry).await?;
         let request = Request::SettleStorage { nobody_else_writes };
         match entry.client()?.call(request).await {
             Ok(Answer::Settled { writes }) => Ok(writes),
@@ -394,6 +424,18 @@ pub(super) fn handed_over(migration: &str) -> String {
         "it was handed over in migration {migration}, and the other host has not confirmed: find \
          out there whether it runs; if it does, delete it here"
     )
+}
+
+/// A process that does not answer may have a guest that runs.
+fn no_silent_process(entry: &Entry) -> Result<()> {
+    match entry.client().is_err() && process::is_there(&entry.dir) {
+        true => Err(ControlError::Conflict(format!(
+            "the process of '{}' is there and does not answer, and a guest may run in it: `stop` \
+             ends it by force",
+            entry.name
+        ))),
+        false => Ok(()),
+    }
 }
 
 fn conflict(entry: &Entry, state: VmState) -> ControlError {

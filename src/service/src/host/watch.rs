@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, sleep};
-use vmferry_vmm::api::{Event, PassLine, ProgressLine};
+use vmferry_protocol::source as protocol;
+use vmferry_vmm::api::{Event, ProgressLine};
 use vmferry_vmm::client::VmmClient;
 
 use super::entry::{Entry, Phase};
@@ -59,7 +60,9 @@ async fn listening(
     if !ours {
         return;
     }
-    let _turn = entry.turn().await;
+    let Ok(_turn) = inner.turn_of(&entry).await else {
+        return;
+    };
     let mut exit = entry.with(|d| d.exit.clone());
     let why = tokio::select! {
         how = exit.wait_for(Option::is_some) => match how {
@@ -72,17 +75,45 @@ async fn listening(
     match process::find(&entry.dir).await {
         Ok(Some(running)) => return inner.adopt_running(&entry, running).await,
         Ok(None) => {}
-        Err(error) => {
-            tracing::error!(vm = entry.name, error, "a process that does not answer");
-            entry.with(|d| {
-                d.state = VmState::Crashed;
-                d.detail = Some(format!("its process is there, but {error}"));
-            });
-            return inner.changed(&entry);
-        }
+        Err(error) => return inner.is_silent(&entry, &error),
     }
     let why = why.unwrap_or_else(|| "its process is gone".to_owned());
     inner.died(&entry, why).await;
+}
+
+impl Inner {
+    /// A VM's process is there and does not answer: it is tried again, until it does or is gone.
+    pub(super) fn is_silent(self: &Arc<Self>, entry: &Arc<Entry>, why: &str) {
+        tracing::error!(vm = entry.name, why, "a process that does not answer");
+        entry.with(|d| {
+            d.client = None;
+            d.state = VmState::Crashed;
+            d.detail = Some(format!("its process is there, but {why}"));
+        });
+        self.changed(entry);
+        self.spawn(seek(self.clone(), entry.clone()));
+    }
+}
+
+/// Boxed: it begins to listen, which may end in another search.
+fn seek(inner: Arc<Inner>, entry: Arc<Entry>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(async move {
+        loop {
+            sleep(LOOK_EVERY).await;
+            let Ok(_turn) = inner.turn_of(&entry).await else {
+                return;
+            };
+            if entry.client().is_ok() {
+                return;
+            }
+            match process::find(&entry.dir).await {
+                Ok(Some(running)) => return inner.adopt_running(&entry, running).await,
+                Ok(None) if entry.state() != VmState::Crashed => return,
+                Ok(None) => return inner.died(&entry, "its process is gone".to_owned()).await,
+                Err(_) => {}
+            }
+        }
+    })
 }
 
 async fn heard(inner: &Arc<Inner>, entry: &Arc<Entry>, event: Event) {
@@ -130,11 +161,11 @@ pub(super) fn shown(line: &ProgressLine) -> MigrationProgress {
     }
 }
 
-fn pass(line: &PassLine) -> PassProgress {
+fn pass(pass: &protocol::PassProgress) -> PassProgress {
     PassProgress {
-        pass: line.pass,
-        pages_dirtied: line.considered,
-        pages_sent: line.sent,
+        pass: pass.pass,
+        pages_dirtied: pass.considered,
+        pages_sent: pass.sent,
     }
 }
 

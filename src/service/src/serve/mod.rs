@@ -18,14 +18,12 @@ use crate::api::{self, ApiHandle, Listen, ListenError, TlsListen};
 use crate::config::{Config, ConfigProblems, Source, Tls, watch_limits};
 use crate::host::{Host, HostConfig, StartError};
 use crate::systemd::Notifier;
-use crate::telemetry::{self, TelemetryConfig};
+use crate::telemetry::TelemetryConfig;
 use log::Filter;
 use peer::Network;
 
 /// How long spans may take to leave when the service ends.
 const FLUSH_WITHIN: Duration = Duration::from_secs(2);
-/// An operator has to be heard on a host whose guests want all of it; it takes little itself.
-const PRIORITY: i32 = -10;
 /// Threads of the service, beside those that answer the API.
 const THREADS: usize = 2;
 
@@ -54,10 +52,6 @@ pub enum ServeError {
 pub fn run(source: Source, binary: PathBuf) -> Result<(), ServeError> {
     let config = source.load()?;
     let filter = log::start(&config.log);
-    // Before there are threads, which inherit it. Whoever may not do so serves all the same.
-    if let Err(error) = rustix::process::setpriority_process(None, PRIORITY) {
-        tracing::debug!(%error, "answers may be late while guests keep all processors busy");
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()
@@ -76,8 +70,20 @@ async fn serve(
 ) -> Result<(), ServeError> {
     let mut ends = Ends::listen()?;
     let notifier = Notifier::from_environment();
-    let network = Network::new(config.migration_tls().map(files));
-    let host = Host::start(host_config(&config, binary), Arc::new(network)).await?;
+    // Other hosts' APIs know this one by the certificate of its own.
+    let network = Network::new(
+        config
+            .api
+            .tls
+            .as_ref()
+            .or(config.migration_tls())
+            .map(files),
+    );
+    let started = Host::start(host_config(&config, binary), Arc::new(network));
+    let host = tokio::select! {
+        host = started => host?,
+        () = ends.any() => return Ok(()),
+    };
     let mut api = api::serve(host.clone(), listen(&config))?;
     let (holds, changes) = watch::channel(Arc::new(config));
     tokio::spawn(reloading(source, holds, notifier.clone()));
@@ -142,8 +148,9 @@ fn host_config(config: &Config, binary: PathBuf) -> HostConfig {
         binary,
         tls: config.migration_tls().map(files),
         listen: config.migration_address(),
-        ports: (0, 0),
-        advertise: None,
+        ports: (config.migration.first_port, config.migration.last_port),
+        advertise: config.migration.advertise,
+        files_in: config.migration.files_in.clone(),
         limits: config.limits.clone(),
         defaults: config.migration.defaults.clone(),
         peers: urls(config),
@@ -151,13 +158,8 @@ fn host_config(config: &Config, binary: PathBuf) -> HostConfig {
         remembered: config.migration.remembered as usize,
         telemetry: TelemetryConfig {
             endpoint: config.telemetry.otlp_endpoint.clone(),
-            protocol: match config.telemetry.otlp_protocol {
-                crate::config::OtlpProtocol::Grpc => telemetry::Protocol::Grpc,
-                crate::config::OtlpProtocol::HttpProtobuf => telemetry::Protocol::HttpProtobuf,
-                crate::config::OtlpProtocol::HttpJson => telemetry::Protocol::HttpJson,
-            },
+            protocol: config.telemetry.otlp_protocol,
             service_name: config.telemetry.service_name.clone(),
-            ..TelemetryConfig::default()
         },
     }
 }

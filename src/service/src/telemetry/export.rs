@@ -1,16 +1,13 @@
 //! Spans on their way to a collector. It never makes anybody wait: what does not fit into the
 //! queue, or does not arrive in time, is dropped and counted.
 
-use std::collections::{BTreeMap, HashMap};
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::Uri;
 use hyper_rustls::HttpsConnectorBuilder;
 use opentelemetry_http::HttpClient;
 use opentelemetry_http::hyper::HyperClient;
-use opentelemetry_otlp::tonic_types::metadata::MetadataMap;
 use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
 use opentelemetry_otlp::{
     Protocol as OtlpProtocol, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
@@ -19,12 +16,13 @@ use opentelemetry_sdk::trace::SpanExporter as _;
 use prometheus::IntCounter;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use utoipa::ToSchema;
 
 use super::otlp::{Origin, span_data};
 use super::span::Span;
 
 /// How spans travel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
     /// OTLP over gRPC, usually port 4317.
@@ -37,8 +35,7 @@ pub enum Protocol {
 }
 
 /// Where spans go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TelemetryConfig {
     /// URL of an OTLP collector, as in `http://collector:4317`; none: spans stay on this host. Over
     /// HTTP, `/v1/traces` is added where the URL has no path.
@@ -47,8 +44,6 @@ pub struct TelemetryConfig {
     pub protocol: Protocol,
     /// Name of this service in traces.
     pub service_name: String,
-    /// Sent with every request, as for authorization.
-    pub headers: BTreeMap<String, String>,
 }
 
 impl Default for TelemetryConfig {
@@ -57,7 +52,6 @@ impl Default for TelemetryConfig {
             endpoint: None,
             protocol: Protocol::default(),
             service_name: "vmferry".to_owned(),
-            headers: BTreeMap::new(),
         }
     }
 }
@@ -196,18 +190,6 @@ async fn send_all(
     }
 }
 
-fn headers(config: &TelemetryConfig) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::new();
-    for (name, value) in &config.headers {
-        let name = HeaderName::from_str(name).map_err(|e| format!("header {name}: {e}"))?;
-        // The value may be a secret.
-        let value = HeaderValue::from_str(value)
-            .map_err(|_| format!("header {name}: its value is not plain text"))?;
-        headers.insert(name, value);
-    }
-    Ok(headers)
-}
-
 /// Certificates are checked by what this host trusts; without TLS, it need not trust anybody.
 fn client(is_https: bool) -> std::io::Result<Arc<dyn HttpClient>> {
     if !is_https {
@@ -230,14 +212,12 @@ fn build(config: &TelemetryConfig, endpoint: &str) -> Result<SpanExporter, Strin
         Some("https") => true,
         _ => return Err(wrong(&"give a URL that begins with http:// or https://")),
     };
-    let headers = headers(config)?;
     let built = match config.protocol {
         Protocol::Grpc => {
             let builder = SpanExporter::builder()
                 .with_tonic()
                 .with_endpoint(endpoint)
-                .with_timeout(TIMEOUT)
-                .with_metadata(MetadataMap::from_headers(headers));
+                .with_timeout(TIMEOUT);
             let builder = match is_https {
                 true => builder.with_tls_config(ClientTlsConfig::new().with_native_roots()),
                 false => builder,
@@ -253,18 +233,12 @@ fn build(config: &TelemetryConfig, endpoint: &str) -> Result<SpanExporter, Strin
                 "" | "/" => format!("{}/v1/traces", endpoint.trim_end_matches('/')),
                 _ => endpoint.to_owned(),
             };
-            let plain = config
-                .headers
-                .clone()
-                .into_iter()
-                .collect::<HashMap<_, _>>();
             SpanExporter::builder()
                 .with_http()
                 .with_shared_http_client(client(is_https).map_err(|e| wrong(&e))?)
                 .with_protocol(protocol)
                 .with_endpoint(path)
                 .with_timeout(TIMEOUT)
-                .with_headers(plain)
                 .build()
         }
     };

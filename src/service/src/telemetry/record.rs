@@ -5,6 +5,8 @@ use vmferry_engine::report::{DestinationTimeline, MigrationReport};
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::trace::TraceParent;
 
+use crate::model::MigrationState;
+
 /// When both hosts looked whether the migration could be.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PreflightTimes {
@@ -14,12 +16,6 @@ pub struct PreflightTimes {
     pub ended_unix_us: u64,
     /// How many problems were found.
     pub problems: u64,
-    /// Throughput between the hosts, in Mbit/s.
-    pub measured_mbit: Option<f64>,
-    /// The blackout that was predicted, in milliseconds.
-    pub predicted_blackout_ms: Option<f64>,
-    /// The time that was predicted for all of it, in milliseconds.
-    pub predicted_total_ms: Option<f64>,
 }
 
 /// What one side saw.
@@ -27,17 +23,17 @@ pub struct PreflightTimes {
 pub enum Story {
     /// The machine was to leave, and this is how that went.
     Source(Box<MigrationReport>),
-    /// The machine was to leave, but there is no report: it was refused before it began, or its
-    /// process died.
-    NotBegun {
+    /// The machine was to leave, and no process tells how that went: it was refused before it
+    /// began, or its process died.
+    Unreported {
         /// When it was asked for: microseconds since 1970, UTC.
         asked_unix_us: u64,
         /// When it was over.
         ended_unix_us: u64,
-        /// Why, in words.
+        /// Why it is not complete, in words.
         reason: String,
-        /// Whether somebody cancelled it.
-        cancelled: bool,
+        /// How it ended, as far as is known: [`MigrationState::is_over`].
+        state: MigrationState,
     },
     /// The machine was to come.
     Destination {

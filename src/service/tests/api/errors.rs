@@ -124,7 +124,7 @@ async fn bodies_that_do_not_fit() {
         assert!(why.contains(field), "{field} in {why}");
     }
     let path = "/v1/vms/a/migrate";
-    let body = r#"{"to":"b","options":{"codec":"gzip","streams":17,"max_blackout_ms":-1}}"#;
+    let body = r#"{"to":"b","options":{"codec":"gzip","streams":65,"max_blackout_ms":-1}}"#;
     let why = lab.json("POST", path, body).await.problem(422, path);
     assert!(
         why.contains("options.codec: there is no codec 'gzip'"),
@@ -152,7 +152,7 @@ async fn bodies_that_are_not_read() {
     let large = format!("{}{}", body, " ".repeat(1 << 20));
     lab.json("POST", path, &large).await.problem(413, path);
     let chunked = format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
          Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{large}\r\n0\r\n\r\n",
         large.len()
     );
@@ -161,7 +161,7 @@ async fn bodies_that_are_not_read() {
     let path = "/v1/peer/sink";
     lab.ask("POST", path, text, "x").await.problem(415, path);
     let too_much = format!(
-        "POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n\
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/octet-stream\r\n\
          Content-Length: {}\r\n\r\n",
         u64::MAX / 2
     );
@@ -226,7 +226,7 @@ async fn bytes_that_are_no_request() {
             "{answer}"
         );
     }
-    let mut huge = b"GET /v1/host HTTP/1.1\r\nHost: x\r\nX-Huge: ".to_vec();
+    let mut huge = b"GET /v1/host HTTP/1.1\r\nHost: localhost\r\nX-Huge: ".to_vec();
     huge.resize(huge.len() + (1 << 20), b'a');
     huge.extend_from_slice(b"\r\n\r\n");
     let answer = lab.raw(&huge).await;
@@ -234,7 +234,7 @@ async fn bytes_that_are_no_request() {
         answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
         "{answer}"
     );
-    let mut many = b"GET /v1/host HTTP/1.1\r\nHost: x\r\n".to_vec();
+    let mut many = b"GET /v1/host HTTP/1.1\r\nHost: localhost\r\n".to_vec();
     for n in 0..1000 {
         many.extend_from_slice(format!("X-{n}: y\r\n").as_bytes());
     }
@@ -249,4 +249,24 @@ async fn bytes_that_are_no_request() {
         "host-a",
         "it goes on"
     );
+}
+
+#[tokio::test]
+async fn a_socket_that_is_forwarded_to_a_port_answers_to_localhost_only() {
+    let lab = Lab::new();
+    let ask = async |host: &str| {
+        let request = format!("GET /v1/host HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        crate::common::Answer::parse(&lab.raw(request.as_bytes()).await).status
+    };
+    for good in ["localhost", "localhost:8080", "127.0.0.1:80", "[::1]:8080"] {
+        assert_eq!(ask(good).await, 200, "{good}");
+    }
+    for bad in [
+        "evil.example",
+        "localhost.evil.example",
+        "evil:8080",
+        "127.0.0.1.x",
+    ] {
+        assert_eq!(ask(bad).await, 403, "{bad}");
+    }
 }

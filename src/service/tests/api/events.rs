@@ -50,7 +50,7 @@ async fn a_snapshot_and_then_what_happens() {
 async fn as_browsers_read_it() {
     let lab = Lab::new();
     let mut socket = UnixStream::connect(&lab.socket).await.unwrap();
-    let request = b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n";
+    let request = b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n";
     socket.write_all(request).await.unwrap();
     let mut text = String::new();
     let mut said = false;

@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use vmferry_service::client::ClientError;
-use vmferry_service::model::{MigrationRequest, Offer, ReceptionRequest, SettledJobs};
+use vmferry_service::model::{Offer, ReceptionRequest, SettledJobs};
 use vmferry_transports::keys::{Authority, DAYS};
 
 fn offer() -> Offer {
@@ -59,7 +59,7 @@ async fn hosts_may_only_what_hosts_do() {
     ] {
         assert_eq!(outcome.0, 403);
         assert!(
-            outcome.1.contains("the certificate of \"host-b\""),
+            outcome.1.contains("the certificate is a host's (host-b"),
             "{}",
             outcome.1
         );
@@ -75,7 +75,7 @@ async fn ask(lab: &Lab, config: rustls::ClientConfig) -> Result<String, std::io:
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let mut session = connector.connect(name, socket).await?;
     session
-        .write_all(b"GET /v1/host HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .write_all(b"GET /v1/host HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         .await?;
     let mut answer = String::new();
     session.read_to_string(&mut answer).await?;
@@ -137,7 +137,7 @@ async fn the_server_has_to_be_who_it_should_be() {
 async fn what_is_no_tls_is_not_answered() {
     let lab = Lab::new();
     for bytes in [
-        &b"GET /v1/host HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+        &b"GET /v1/host HTTP/1.1\r\nHost: localhost\r\n\r\n"[..],
         b"\x16\x03\x01\xff\xff garbage",
         b"",
     ] {
@@ -155,35 +155,45 @@ async fn what_is_no_tls_is_not_answered() {
 #[tokio::test]
 async fn hosts_speak_for_themselves_only() {
     let lab = Lab::new();
-    lab.local().create(&spec("web-1")).await.unwrap();
-    let api = lab.remote("host-b", &[]);
+    let id = "0af7651916cd43dd8448eb211c80319c".to_owned();
     let request = ReceptionRequest {
         offer: offer(),
-        migration: "0".repeat(32),
+        migration: id.clone(),
         from: "host-c".to_owned(),
         transport: "quic".to_owned(),
         link_mbit: 0,
         traceparent: None,
     };
-    let (status, why) = refused(api.receive(&request).await);
-    assert_eq!((status, why.contains("host-c")), (403, true), "{why}");
-    // What goes from here to host-c is none of host-b's business.
-    let to = MigrationRequest {
-        to: "host-c".to_owned(),
-        ..MigrationRequest::default()
-    };
-    let migration = lab.local().migrate("web-1", &to).await.unwrap().id;
     let settled = SettledJobs {
-        migration: migration.clone(),
+        migration: id.clone(),
         jobs: Vec::new(),
     };
+    let (api, other) = (lab.remote("host-b", &[]), lab.remote("host-c", &[]));
+    let (status, why) = refused(api.receive(&request).await);
+    assert_eq!((status, why.contains("host-c")), (403, true), "{why}");
+    assert_eq!(refused(other.told_settled(&settled).await).0, 404);
+    other.receive(&request).await.unwrap();
+    // What comes from host-c is none of host-b's business.
     assert_eq!(refused(api.told_settled(&settled).await).0, 403);
-    assert_eq!(refused(api.forget_reception(&migration).await).0, 403);
-    let other = lab.remote("host-c", &[]);
+    assert_eq!(refused(api.forget_reception(&id).await).0, 403);
     assert_eq!(other.told_settled(&settled).await.unwrap().jobs, []);
-    let unknown = SettledJobs {
-        migration: "f".repeat(32),
-        ..settled
+    other.forget_reception(&id).await.unwrap();
+    assert_eq!(refused(other.told_settled(&settled).await).0, 404);
+}
+
+#[tokio::test]
+async fn a_host_may_have_several_names_and_none_of_them_makes_it_a_user() {
+    let lab = Lab::new();
+    assert!(lab.authority.issue_for("host-b", &["admin-x"]).is_err());
+    let api = lab.remote("host-b.corp", &["host-b"]);
+    let request = ReceptionRequest {
+        offer: offer(),
+        migration: "0".repeat(32),
+        from: "host-b".to_owned(),
+        transport: "quic".to_owned(),
+        link_mbit: 0,
+        traceparent: None,
     };
-    assert_eq!(refused(api.told_settled(&unknown).await).0, 404);
+    api.receive(&request).await.unwrap();
+    assert_eq!(refused(api.vms().await).0, 403);
 }

@@ -3,7 +3,6 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,14 +11,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tempfile::TempDir;
 use tokio::time::timeout;
+use vmferry_service::config::built_in;
 use vmferry_service::control::{Control, ControlError};
 use vmferry_service::host::{Host, HostConfig, LocalPeer, Peer, PeerConnector};
 use vmferry_service::model::{
-    HostInfo, KnownJobs, Limits, Migration, MigrationOptions, MigrationRequest, MigrationState,
-    Offer, Preflight, Reception, ReceptionRequest, ServiceEvent, SettledJobs, VmSpec, VmState,
+    HostInfo, KnownJobs, Limits, Migration, MigrationRequest, MigrationState, Offer, Preflight,
+    Reception, ReceptionRequest, ServiceEvent, SettledJobs, VmSpec, VmState,
 };
 use vmferry_service::telemetry::TelemetryConfig;
 use vmferry_tests::crash::relay::Relay;
+use vmferry_tests::hosts::kill_processes_of;
 use vmferry_transports::keys::Authority;
 use vmferry_vmm::api::TlsFiles;
 
@@ -142,13 +143,22 @@ impl Lab {
             listen: [127, 0, 0, 1].into(),
             ports: (0, 0),
             advertise: None,
+            files_in: None,
             limits: Limits::default(),
-            defaults: MigrationOptions::default(),
+            defaults: built_in(),
             peers: peers.map(|peer| (peer.to_owned(), url(peer))).collect(),
             come_within_s: 30,
             remembered: 1000,
             telemetry: TelemetryConfig::default(),
         }
+    }
+
+    /// A host whose migrations get nowhere until [`Host::set_limits`], or a service without this
+    /// limit, lets them go.
+    pub(crate) fn holding(&self, name: &str) -> HostConfig {
+        let mut config = self.config(name);
+        config.limits.link_mbit = 1;
+        config
     }
 
     pub(crate) async fn host(&self, name: &str) -> Arc<Host> {
@@ -187,16 +197,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for host in ["a", "b", "c"] {
-            let vms = self.path(host).join("vms");
-            for vm in fs::read_dir(vms).into_iter().flatten().flatten() {
-                let pid = fs::read_to_string(vm.path().join("pid")).unwrap_or_default();
-                let pid = pid.parse().ok().and_then(rustix::process::Pid::from_raw);
-                if let Some(pid) = pid {
-                    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                }
-            }
-        }
+        kill_processes_of(self.dir.path());
     }
 }
 

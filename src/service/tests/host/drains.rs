@@ -1,5 +1,6 @@
 //! All machines leave a host.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{Lab, busy, light, names, runs_unharmed};
@@ -33,6 +34,21 @@ async fn over(host: &Host) -> Drain {
     timeout(Duration::from_secs(240), wait)
         .await
         .expect("it hangs")
+}
+
+/// Three machines with much to send, and a drain that takes its time with one after the other.
+async fn three_to_drain(lab: &Lab) -> (Arc<Host>, Arc<Host>, DrainRequest) {
+    let (a, b) = (lab.host("a").await, lab.host("b").await);
+    for name in ["1", "2", "3"] {
+        a.create(busy(name)).await.unwrap();
+    }
+    let mut slow = drain(&["b"], 1);
+    slow.options.link_mbit = Some(20);
+    (a, b, slow)
+}
+
+fn all_are(table: &Drain, state: MigrationState) {
+    assert!(table.items.iter().all(|i| i.state == state), "{table:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,12 +95,7 @@ async fn six_machines_leave_three_at_a_time_for_two_hosts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_drain_stops_and_another_takes_what_is_left() {
     let lab = Lab::new();
-    let (a, b) = (lab.host("a").await, lab.host("b").await);
-    for name in ["1", "2", "3"] {
-        a.create(busy(name)).await.unwrap();
-    }
-    let mut slow = drain(&["b"], 1);
-    slow.options.link_mbit = Some(20);
+    let (a, b, slow) = three_to_drain(&lab).await;
     let begun = a.drain(slow.clone()).await.unwrap();
     assert!(!begun.over);
     assert!(
@@ -97,23 +108,11 @@ async fn a_cancelled_drain_stops_and_another_takes_what_is_left() {
     a.cancel_drain().await.unwrap();
     let table = over(&a).await;
     assert!(table.cancelled);
-    assert!(
-        table
-            .items
-            .iter()
-            .all(|i| i.state == MigrationState::Cancelled),
-        "{table:?}"
-    );
+    all_are(&table, MigrationState::Cancelled);
     assert_eq!(names(&a).await.len(), 3);
     a.drain(drain(&["b"], 3)).await.unwrap();
     let table = over(&a).await;
-    assert!(
-        table
-            .items
-            .iter()
-            .all(|i| i.state == MigrationState::Completed),
-        "{table:?}"
-    );
+    all_are(&table, MigrationState::Completed);
     assert!(names(&a).await.is_empty());
     for name in names(&b).await {
         runs_unharmed(&b, &name).await;
@@ -123,33 +122,19 @@ async fn a_cancelled_drain_stops_and_another_takes_what_is_left() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_that_the_services_death_interrupts_is_taken_up_by_the_next() {
     let lab = Lab::new();
-    let (a, b) = (lab.host("a").await, lab.host("b").await);
-    for name in ["1", "2", "3"] {
-        a.create(busy(name)).await.unwrap();
+    let (a, b, slow) = three_to_drain(&lab).await;
+    let mut events = a.events();
+    let mut now = a.drain(slow).await.unwrap();
+    while now.items[0].migration.is_none() {
+        events.recv().await.unwrap();
+        now = a.drain_state().await.unwrap();
     }
-    let mut slow = drain(&["b"], 1);
-    slow.options.link_mbit = Some(20);
-    let begun = a.drain(slow).await.unwrap();
-    let first = match &begun.items[0].migration {
-        Some(id) => id.clone(),
-        None => loop {
-            if let Some(id) = a.drain_state().await.unwrap().items[0].migration.clone() {
-                break id;
-            }
-            tokio::task::yield_now().await;
-        },
-    };
+    let first = now.items[0].migration.clone().unwrap();
     crate::common::under_way(&a, &first).await;
     lab.kill("a", a).await;
     let a = lab.host("a").await;
     let table = over(&a).await;
-    assert!(
-        table
-            .items
-            .iter()
-            .all(|i| i.state == MigrationState::Completed),
-        "{table:?}"
-    );
+    all_are(&table, MigrationState::Completed);
     assert!(names(&a).await.is_empty());
     assert_eq!(names(&b).await, ["1", "2", "3"]);
 }

@@ -5,7 +5,7 @@ use std::fs;
 
 use vmferry_service::control::Control;
 use vmferry_service::host::Host;
-use vmferry_service::model::{DiskSpecification, Migration, MigrationState, VmSpec};
+use vmferry_service::model::{DiskSpecification, Limits, Migration, MigrationState, VmSpec};
 use vmferry_tests::nbdkit::Nbdkit;
 
 use crate::common::{Lab, end, runs_unharmed, slowly, spec, under_way, until};
@@ -43,6 +43,7 @@ async fn left_with_writes(lab: &Lab, server: &Nbdkit, a: &Host, b: &Host) -> Mig
     under_way(a, &id).await;
     // The storage has the guest's requests, and keeps them.
     server.hang();
+    a.set_limits(Limits::default());
     let m = until(a, &id, |m| {
         assert!(!m.state.is_over(), "{m:?}");
         m.state == MigrationState::Settling
@@ -57,7 +58,8 @@ async fn left_with_writes(lab: &Lab, server: &Nbdkit, a: &Host, b: &Host) -> Mig
 #[tokio::test(flavor = "multi_thread")]
 async fn services_tell_what_vm_processes_cannot() {
     let lab = Lab::new();
-    let (a, b) = (lab.host("a").await, lab.host("b").await);
+    let a = lab.host_with(lab.holding("a")).await;
+    let b = lab.host("b").await;
     fs::create_dir(lab.path("disk")).unwrap();
     let server = Nbdkit::start(&lab.path("disk"), 4, &[]);
     let m = left_with_writes(&lab, &server, &a, &b).await;
@@ -74,7 +76,8 @@ async fn services_tell_what_vm_processes_cannot() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_was_away_meanwhile_tells_it_too() {
     let lab = Lab::new();
-    let (a, b) = (lab.host("a").await, lab.host("b").await);
+    let a = lab.host_with(lab.holding("a")).await;
+    let b = lab.host("b").await;
     fs::create_dir(lab.path("disk")).unwrap();
     let server = Nbdkit::start(&lab.path("disk"), 4, &[]);
     let m = left_with_writes(&lab, &server, &a, &b).await;

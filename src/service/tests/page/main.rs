@@ -283,8 +283,9 @@ fn a_lost_connection_is_said_and_comes_back() {
     service.tell(&ServiceEvent::Vm(data::vm("web-9", "paused", None, 512)));
     browser.wait("document.querySelector('#vms .badge').textContent === 'paused'");
     // And once more, with a service that is back at once.
+    let asked = service.asked();
     service.cut(false);
-    service.wait_asked(service.asked() + 1);
+    service.wait_asked(asked + 1);
     browser.wait("document.querySelector('#link').textContent === 'Live'");
     assert_quiet(&browser);
 }

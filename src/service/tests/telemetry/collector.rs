@@ -22,20 +22,17 @@ use tonic::codec::CompressionEncoding;
 use tonic::transport::server::TcpIncoming;
 use vmferry_service::telemetry::Protocol;
 
-type Requests = Vec<(Option<String>, ExportTraceServiceRequest)>;
-
-/// What has come, with the value of the header `x-key`.
+/// What has come.
 #[derive(Clone, Default)]
-pub(crate) struct Heard(Arc<Mutex<Requests>>);
+pub(crate) struct Heard(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 
 impl Heard {
-    fn add(&self, key: Option<&str>, request: ExportTraceServiceRequest) {
-        let key = key.map(str::to_owned);
-        self.0.lock().unwrap().push((key, request));
+    fn add(&self, request: ExportTraceServiceRequest) {
+        self.0.lock().unwrap().push(request);
     }
 
     /// All of it.
-    pub(crate) fn take(&self) -> Requests {
+    pub(crate) fn take(&self) -> Vec<ExportTraceServiceRequest> {
         std::mem::take(&mut *self.0.lock().unwrap())
     }
 }
@@ -46,9 +43,7 @@ impl TraceService for Heard {
         &self,
         request: tonic::Request<ExportTraceServiceRequest>,
     ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
-        let key = request.metadata().get("x-key").cloned();
-        let key = key.as_ref().and_then(|k| k.to_str().ok());
-        self.add(key, request.into_inner());
+        self.add(request.into_inner());
         Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -113,7 +108,7 @@ async fn answer(
     let response = Response::builder().header("content-type", &kind);
     let response = match parsed {
         Ok(request) => {
-            heard.add(header("x-key"), request);
+            heard.add(request);
             let empty = match kind.as_str() {
                 "application/json" => "{}",
                 _ => "",

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use vmferry_protocol::ids::MigrationId;
+use vmferry_service::model::MigrationState;
 use vmferry_service::telemetry::otlp::to_otlp_json;
 use vmferry_service::telemetry::{
     Exporter, Metrics, MigrationRecord, Protocol, Span, Story, TelemetryConfig, spans,
@@ -24,11 +25,11 @@ pub(crate) fn short() -> Vec<Span> {
         parent: None,
         clock_ahead_ms: None,
         preflight: None,
-        story: Story::NotBegun {
+        story: Story::Unreported {
             asked_unix_us: 1_000_000,
             ended_unix_us: 2_000_000,
             reason: "there is no room".to_owned(),
-            cancelled: false,
+            state: MigrationState::Failed,
         },
     });
     assert_eq!(spans.len(), 1);
@@ -133,10 +134,4 @@ async fn a_configuration_that_makes_no_sense_is_told_at_once() {
         let wrong = Exporter::start(&config, "host-a", metrics.spans()).unwrap_err();
         assert!(wrong.starts_with("endpoint "), "{wrong}");
     }
-    let mut config = config("http://collector:4317", Protocol::Grpc);
-    config.headers.insert("a b".to_owned(), "c".to_owned());
-    assert!(Exporter::start(&config, "host-a", metrics.spans()).is_err());
-    config.headers = [("authorization".to_owned(), "two\nlines".to_owned())].into();
-    let wrong = Exporter::start(&config, "host-a", metrics.spans()).unwrap_err();
-    assert!(!wrong.contains("lines"), "a secret is not told: {wrong}");
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use vmferry_service::model::{Limits, VmState};
+use vmferry_service::model::{Direction, Limits, MigrationState, VmState};
 use vmferry_service::telemetry::metrics::Load;
 use vmferry_service::telemetry::{Metrics, Story};
 use vmferry_tests::engine::run;
@@ -14,7 +14,9 @@ fn observe(metrics: &Metrics, sides: &Sides) {
     for record in [&sides.source, &sides.destination] {
         match &record.story {
             Story::Source(report) => metrics.observe_migration(report),
-            Story::NotBegun { cancelled, .. } => metrics.observe_not_begun(*cancelled),
+            Story::Unreported { state, .. } => {
+                metrics.observe_unreported(Direction::Outgoing, *state);
+            }
             Story::Destination { timeline, failure } => {
                 metrics.observe_arrival(timeline, failure.is_some());
             }
@@ -36,7 +38,8 @@ fn migrations_of_all_outcomes_are_counted() {
         observe(&metrics, &sides::completed().await);
         observe(&metrics, &sides::cancelled().await);
         observe(&metrics, &sides::failed().await);
-        metrics.observe_not_begun(false);
+        metrics.observe_unreported(Direction::Outgoing, MigrationState::Undecided);
+        metrics.observe_unreported(Direction::Incoming, MigrationState::Failed);
         metrics.set_migrations(1, 2, 3);
         metrics.set_vms([VmState::Running, VmState::Running, VmState::Settling]);
         metrics.set_fences_open(4);
@@ -53,11 +56,11 @@ fn migrations_of_all_outcomes_are_counted() {
         for (way, outcome, count) in [
             ("outgoing", "completed", 1.0),
             ("outgoing", "cancelled", 1.0),
-            ("outgoing", "failed", 2.0),
-            ("outgoing", "undecided", 0.0),
+            ("outgoing", "failed", 1.0),
+            ("outgoing", "undecided", 1.0),
             ("incoming", "completed", 1.0),
             ("incoming", "cancelled", 1.0),
-            ("incoming", "failed", 1.0),
+            ("incoming", "failed", 2.0),
         ] {
             let series =
                 format!("vmferry_migrations_total{{direction=\"{way}\",outcome=\"{outcome}\"}}");

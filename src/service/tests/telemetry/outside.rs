@@ -91,7 +91,7 @@ async fn another_collector_takes_every_protocol_and_hands_on_what_was_meant() {
         let came = guard("what is handed on", async {
             loop {
                 if let Some(came) = heard.take().pop() {
-                    return came.1;
+                    return came;
                 }
                 sleep(Duration::from_millis(20)).await;
             }

@@ -25,7 +25,7 @@ Exit codes:
   4    cancelled; the guest runs at the source
   5    undecided: neither host may run the guest until an operator has looked
   6    not known: the host service did not answer any more, what was begun goes on without it
-  130  left by a second Ctrl-C; what was begun goes on";
+  130  left, by a second Ctrl-C or as nobody reads its output; what was begun goes on";
 
 /// Live migration of KVM virtual machines.
 #[derive(Debug, Parser)]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use vmferry_service::rules::{VM_NAME_RULE, is_vm_name};
+
 pub(super) fn codec(text: &str) -> Result<String, String> {
     text.parse::<vmferry_codecs::CodecChoice>()
         .map(|_| text.to_owned())
@@ -101,11 +103,9 @@ pub(super) fn tail(text: &str) -> Result<u64, String> {
 
 /// A machine's name; such as can stand in a URL as it is.
 pub(super) fn vm_name(text: &str) -> Result<String, String> {
-    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if (1..=63).contains(&text.len()) && text.chars().all(fits) && !text.starts_with('-') {
-        Ok(text.to_owned())
-    } else {
-        Err("a name is 1 to 63 lower-case letters, digits and hyphens, no hyphen first".to_owned())
+    match is_vm_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("a name is {VM_NAME_RULE}")),
     }
 }
 

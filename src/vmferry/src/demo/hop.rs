@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use rand::TryRngCore;
-use rand::rngs::OsRng;
 use tokio::time::{Instant, sleep, sleep_until};
 use vmferry_engine::report::{MigrationReport, Moments, ReportOutcome};
 use vmferry_machine::workload::monotonic_ns;
@@ -13,6 +11,7 @@ use vmferry_vmm::api::{
     Answer, Event, MigrateOptions, Migrated, ReceiveOptions, Request, WorkloadCommand,
 };
 use vmferry_vmm::client::ClientError;
+use vmferry_vmm::random_bits;
 
 use super::host::Host;
 use super::show::Show;
@@ -40,11 +39,8 @@ pub(super) async fn hop(
     to: &mut Host,
     show: &Show,
 ) -> Result<Hop, DemoError> {
-    let mut bits = [0; 16];
-    OsRng
-        .try_fill_bytes(&mut bits)
-        .map_err(|e| DemoError::Random(e.to_string()))?;
-    let token = Token::new(bits).to_hex();
+    let token = random_bits().map_err(DemoError::Random)?;
+    let token = Token::new(token).to_hex();
     let consoles = guest::config(args, None);
     let receive = Request::Receive(ReceiveOptions {
         transport: args.transport.name().to_owned(),
@@ -53,6 +49,7 @@ pub(super) async fn hop(
         token: token.clone(),
         link_mbit: args.link_mbit,
         migration: None,
+        machine: None,
         come_within_s: None,
         serial: consoles.serial,
         debugcon: consoles.debugcon,

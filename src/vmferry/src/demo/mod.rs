@@ -61,7 +61,7 @@ pub(crate) enum DemoError {
     #[error("cannot listen for Ctrl-C")]
     Signals(#[source] io::Error),
     /// No random numbers for a token.
-    #[error("no random numbers: {0}")]
+    #[error("{0}")]
     Random(String),
 }
 

@@ -34,7 +34,7 @@ pub(super) async fn run(session: &mut Session, args: &DrainArgs) -> Result<Exit>
         };
         remote.drain(&request).await?
     };
-    if args.wait && !drain.over {
+    if args.wait {
         return wait(session, events).await;
     }
     session.out.either(&drain, render)?;
@@ -140,7 +140,7 @@ fn step(item: &DrainItem) -> String {
         "{} to {}: {}",
         plain(&item.vm),
         plain(&item.to),
-        state::name(item.state)
+        item.state.name()
     );
     match (item.state, &item.reason) {
         (MigrationState::Completed, _) => format!(

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use vmferry_service::model::HostInfo;
 
-use super::Result;
 use super::session::Session;
 use super::table::{Cell, Tone, pairs};
 use super::units::{NONE, mib, moment};
+use super::{CommandError, Result};
 use crate::Exit;
 use crate::cli::WaitArgs;
 
@@ -23,14 +23,18 @@ const TRY_EVERY: Duration = Duration::from_millis(100);
 
 /// Until it answers: nothing tells when a socket appears.
 pub(super) async fn wait(session: &mut Session, args: &WaitArgs) -> Result<Exit> {
-    let began = Instant::now();
+    let until = Instant::now() + args.at_most;
     loop {
-        match session.remote.host().await {
-            Ok(_) => return Ok(Exit::Ok),
-            Err(error) if error.may_pass() && began.elapsed() < args.at_most => {
+        match timeout_at(until, session.remote.host()).await {
+            Ok(Ok(_)) => return Ok(Exit::Ok),
+            Ok(Err(error)) if error.may_pass() && Instant::now() < until => {
                 sleep(TRY_EVERY).await;
             }
-            Err(error) => return Err(error.into()),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => {
+                let why = "the host service takes connections, and does not answer";
+                return Err(CommandError::Asked(why.to_owned()));
+            }
         }
     }
 }

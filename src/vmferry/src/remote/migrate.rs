@@ -187,7 +187,7 @@ pub(super) async fn wait(
         let why = migration.reason.as_deref().unwrap_or("no reason was given");
         session.display.step(&format!(
             "vmferry: migration {}: {}",
-            state::name(migration.state),
+            migration.state.name(),
             plain(why)
         ));
     }
@@ -206,7 +206,7 @@ fn summary(m: &Migration) -> String {
     format!(
         "migration {}: {} · total {} · blackout {}\n",
         plain(&m.id),
-        state::name(m.state),
+        m.state.name(),
         or_none(m.total_ms, ms),
         or_none(m.blackout_ms, ms)
     )

@@ -42,7 +42,7 @@ pub(super) async fn run(session: &mut Session, command: MigrationsCommand) -> Re
             let id = whole(session, &args.id).await?;
             let migration = remote.cancel(&id).await?;
             session.out.either(&migration, |m, _| {
-                format!("migration {}: {}\n", short(&m.id), state::name(m.state))
+                format!("migration {}: {}\n", short(&m.id), m.state.name())
             })?;
         }
     }

@@ -63,18 +63,19 @@ async fn create(session: &mut Session, args: &CreateArgs) -> Result<Exit> {
 
 async fn verify(session: &mut Session, name: &str) -> Result<Exit> {
     let verdict = session.remote.verify(name).await?;
-    session.out.either(&json!({ "verdict": verdict }), |_, _| {
+    let told = session.out.either(&json!({ "verdict": verdict }), |_, _| {
         format!("{name}: {}\n", plain(&verdict))
-    })?;
-    Ok(match verdict.as_str() {
-        "OK" => Exit::Ok,
-        _ => Exit::VerifyFailed,
-    })
+    });
+    match verdict.as_str() {
+        "OK" => told.map(|()| Exit::Ok),
+        // Also where nobody reads it.
+        _ => Ok(Exit::VerifyFailed),
+    }
 }
 
 /// What became of it.
 fn line(vm: &Vm, _colour: bool) -> String {
-    let state = state::vm_name(vm.state);
+    let state = vm.state.name();
     match &vm.detail {
         Some(detail) => format!("{}: {state} ({})\n", plain(&vm.name), plain(detail)),
         None => format!("{}: {state}\n", plain(&vm.name)),

@@ -3,6 +3,7 @@
 //! Events bring news soon; reading now and then finds what events have missed, and whether the
 //! service is still there. What was begun does not need the service, so its death is waited out.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,7 +85,11 @@ pub(super) async fn watch<W: Watched>(
     .run(session, watched, &mut interrupts)
     .await;
     session.display.end();
-    end
+    match end {
+        // Nobody reads any more; what was begun goes on, and how it ends is not to be told.
+        Err(CommandError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(End::Left),
+        end => end,
+    }
 }
 
 struct Watch<D> {

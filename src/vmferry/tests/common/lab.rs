@@ -297,6 +297,7 @@ impl Move {
                 link_mbit: 0,
                 migration: None,
                 come_within_s: None,
+                machine: None,
                 serial: Console::None,
                 debugcon: Console::None,
             },

@@ -18,13 +18,15 @@ pub(crate) const BIN: &str = env!("CARGO_BIN_EXE_vmferry");
 /// Nothing here takes nearly as long: whatever does hangs.
 pub(crate) const GUARD: Duration = Duration::from_secs(300);
 
-/// Whether KVM can be used; says so where not.
+/// Whether KVM can be used.
+pub(crate) fn kvm_usable() -> bool {
+    let open = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    open.is_ok()
+}
+
+/// The same, for a test that is left out where it cannot: that is said.
 pub(crate) fn kvm() -> bool {
-    let usable = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
+    let usable = kvm_usable();
     if !usable {
         println!("SKIPPED (no /dev/kvm)");
     }

@@ -8,18 +8,6 @@ use prometheus::{
 use super::super::export::SpanCounters;
 use crate::model::VmState;
 
-/// States of machines, as labels; all are there from the start.
-pub(super) const VM_STATES: [(VmState, &str); 8] = [
-    (VmState::Starting, "starting"),
-    (VmState::Running, "running"),
-    (VmState::Paused, "paused"),
-    (VmState::Arriving, "arriving"),
-    (VmState::Stopped, "stopped"),
-    (VmState::Crashed, "crashed"),
-    (VmState::Undecided, "undecided"),
-    (VmState::Settling, "settling"),
-];
-
 const WAYS: [&str; 2] = ["outgoing", "incoming"];
 const OUTCOMES: [&str; 4] = ["completed", "cancelled", "failed", "undecided"];
 
@@ -193,7 +181,7 @@ impl Families {
         for fate in ["cancelled", "unsettled", "reissued"] {
             self.jobs.with_label_values(&[fate]);
         }
-        for (_, state) in VM_STATES {
+        for state in VmState::ALL.map(VmState::name) {
             self.vms.with_label_values(&[state]);
         }
     }

@@ -7,12 +7,12 @@ mod families;
 use std::collections::BTreeMap;
 
 use prometheus::{Registry, TextEncoder};
-use vmferry_engine::report::{DestinationTimeline, MigrationReport, ReportOutcome};
+use vmferry_engine::report::{DestinationTimeline, MigrationReport};
 use vmferry_protocol::PAGE_SIZE;
 
 use super::export::SpanCounters;
-use crate::model::{Limits, VmState};
-use families::{Families, VM_STATES};
+use crate::model::{Direction, Limits, MigrationState, VmState};
+use families::Families;
 
 /// What of its limits a host uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -53,12 +53,7 @@ impl Metrics {
     /// A migration away from here has ended.
     pub fn observe_migration(&self, report: &MigrationReport) {
         let f = &self.families;
-        let outcome = match report.outcome {
-            ReportOutcome::Completed => "completed",
-            ReportOutcome::Cancelled => "cancelled",
-            ReportOutcome::Failed => "failed",
-            ReportOutcome::Undecided => "undecided",
-        };
+        let outcome = report.outcome.name();
         f.migrations.with_label_values(&["outgoing", outcome]).inc();
         let seconds = report.total_ms / 1e3;
         f.duration.with_label_values(&[outcome]).observe(seconds);
@@ -91,11 +86,14 @@ impl Metrics {
         }
     }
 
-    /// A migration away from here has ended before there was anything to report.
-    pub fn observe_not_begun(&self, cancelled: bool) {
-        let outcome = if cancelled { "cancelled" } else { "failed" };
+    /// A migration has ended, and no VM process tells how: it had not begun, or the process died.
+    pub fn observe_unreported(&self, direction: Direction, state: MigrationState) {
+        let way = match direction {
+            Direction::Outgoing => "outgoing",
+            Direction::Incoming => "incoming",
+        };
         let migrations = &self.families.migrations;
-        migrations.with_label_values(&["outgoing", outcome]).inc();
+        migrations.with_label_values(&[way, state.name()]).inc();
     }
 
     /// A migration to here has ended; `failed` where nothing arrived.
@@ -126,9 +124,10 @@ impl Metrics {
         for state in states {
             *counts.entry(state).or_default() += 1;
         }
-        for (state, name) in VM_STATES {
+        for state in VmState::ALL {
             let count = counts.get(&state).copied().unwrap_or(0);
-            self.families.vms.with_label_values(&[name]).set(count);
+            let vms = &self.families.vms;
+            vms.with_label_values(&[state.name()]).set(count);
         }
     }
 

@@ -19,12 +19,12 @@ use super::span::Span;
 pub fn spans(record: &MigrationRecord) -> Vec<Span> {
     match &record.story {
         Story::Source(report) => source::spans(record, report),
-        Story::NotBegun {
+        Story::Unreported {
             asked_unix_us,
             ended_unix_us,
             reason,
-            cancelled,
-        } => source::not_begun(record, (*asked_unix_us, *ended_unix_us), reason, *cancelled),
+            state,
+        } => source::unreported(record, (*asked_unix_us, *ended_unix_us), reason, *state),
         Story::Destination { timeline, failure } => {
             destination::spans(record, timeline, failure.as_deref())
         }

@@ -6,17 +6,9 @@ use super::super::record::MigrationRecord;
 use super::super::span::{Attribute, Event, Kind, Span, Status};
 use super::ids::{ROOT, migration_context};
 use super::tree::{Tree, event, push};
+use crate::model::MigrationState;
 
 const BLACKOUT: &str = "migration/blackout";
-
-fn outcome(outcome: ReportOutcome) -> &'static str {
-    match outcome {
-        ReportOutcome::Completed => "completed",
-        ReportOutcome::Cancelled => "cancelled",
-        ReportOutcome::Failed => "failed",
-        ReportOutcome::Undecided => "undecided",
-    }
-}
 
 /// The spans of a migration that its VM process has reported on.
 pub(super) fn spans(record: &MigrationRecord, report: &MigrationReport) -> Vec<Span> {
@@ -27,7 +19,7 @@ pub(super) fn spans(record: &MigrationRecord, report: &MigrationReport) -> Vec<S
         ReportOutcome::Completed | ReportOutcome::Cancelled => None,
         ReportOutcome::Failed | ReportOutcome::Undecided => Some(why),
     };
-    let outcome = outcome(report.outcome);
+    let outcome = report.outcome.name();
     let mut attributes = tree.names("source");
     attributes.push(("vmferry.outcome", outcome.into()));
     attributes.extend(about(report));
@@ -74,27 +66,33 @@ pub(super) fn spans(record: &MigrationRecord, report: &MigrationReport) -> Vec<S
     tree.finish()
 }
 
-/// The spans of one that never came to that.
-pub(super) fn not_begun(
+/// The spans of one that no VM process tells of.
+pub(super) fn unreported(
     record: &MigrationRecord,
     (asked_us, ended_us): (u64, u64),
     reason: &str,
-    cancelled: bool,
+    state: MigrationState,
 ) -> Vec<Span> {
     let context = migration_context(record.migration, record.parent.as_ref());
     let mut tree = Tree::new(record, context, asked_us);
-    let outcome = if cancelled { "cancelled" } else { "failed" };
     let mut attributes = tree.names("source");
-    attributes.push(("vmferry.outcome", outcome.into()));
+    attributes.push(("vmferry.outcome", state.name().into()));
+    // What it is made of ends within it, though it was timed more finely.
+    let preflight_us = record.preflight.as_ref().map_or(0, |p| p.ended_unix_us);
+    let ended_us = ended_us.max(preflight_us);
     let took_ms = ended_us.saturating_sub(asked_us) as f64 / 1e3;
     let root = tree.add_root(ROOT, 0.0, took_ms);
     root.kind = Kind::Client;
     root.attributes = attributes;
-    let why = vec![("vmferry.reason", reason.into())];
-    root.events.push(event(outcome, root.end_ns, why));
-    if !cancelled {
-        root.status = Status::Error(reason.to_owned());
+    if state != MigrationState::Completed {
+        let why = vec![("vmferry.reason", reason.into())];
+        root.events.push(event(state.name(), root.end_ns, why));
     }
+    root.status = match state {
+        MigrationState::Completed => Status::Ok,
+        MigrationState::Cancelled => Status::Unset,
+        _ => Status::Error(reason.to_owned()),
+    };
     preflight(&mut tree, record);
     tree.finish()
 }
@@ -156,11 +154,6 @@ fn preflight(tree: &mut Tree<'_>, record: &MigrationRecord) {
     span.end_ns = us(p.ended_unix_us).max(span.start_ns);
     let a = &mut span.attributes;
     a.push(("vmferry.preflight.problems", p.problems.into()));
-    push(a, "vmferry.preflight.measured_mbit", p.measured_mbit);
-    let blackout = p.predicted_blackout_ms;
-    push(a, "vmferry.preflight.predicted_blackout_ms", blackout);
-    let total = p.predicted_total_ms;
-    push(a, "vmferry.preflight.predicted_total_ms", total);
     span.status = match p.problems {
         0 => Status::Ok,
         n => Status::Error(format!("{n} problems stand against the migration")),

@@ -36,7 +36,6 @@ pub(crate) struct FakeHost {
 struct State {
     vms: BTreeMap<String, Vm>,
     migrations: Vec<Migration>,
-    receptions: Vec<String>,
     drain: Option<Drain>,
     count: u64,
 }
@@ -224,20 +223,8 @@ impl Control for FakeHost {
         let mut state = self.state();
         state.count += 1;
         let id = format!("{:032x}", state.count);
-        let migration = Migration {
-            id: id.clone(),
-            vm: name.to_owned(),
-            direction: Direction::Outgoing,
-            peer: request.to,
-            state: MigrationState::Running,
-            reason: None,
-            asked_ms: 1,
-            ended_ms: None,
-            progress: None,
-            blackout_ms: None,
-            total_ms: None,
-            traceparent: request.traceparent,
-        };
+        let mut migration = running(&id, name, Direction::Outgoing, &request.to);
+        migration.traceparent = request.traceparent;
         state.migrations.insert(0, migration.clone());
         state.migrations.truncate(100);
         drop(state);
@@ -329,12 +316,14 @@ impl Control for FakeHost {
     }
 
     async fn receive(&self, request: ReceptionRequest) -> Result<Reception> {
-        let id = format!("r-{}", request.migration);
+        let id = request.migration.clone();
         let mut state = self.state();
-        if state.receptions.contains(&id) {
+        if state.migrations.iter().any(|m| m.id == id) {
             return Err(ControlError::Conflict("it is waited for".to_owned()));
         }
-        state.receptions.push(id.clone());
+        let vm = &request.offer.spec.name;
+        let migration = running(&id, vm, Direction::Incoming, &request.from);
+        state.migrations.insert(0, migration);
         Ok(Reception {
             id,
             address: "127.0.0.1:1".to_owned(),
@@ -344,21 +333,16 @@ impl Control for FakeHost {
     }
 
     async fn told_settled(&self, settled: SettledJobs) -> Result<KnownJobs> {
-        self.migration(&settled.migration).await?;
+        if self.migration(&settled.migration).await?.direction != Direction::Incoming {
+            return Err(ControlError::Invalid("it left from here".to_owned()));
+        }
         Ok(KnownJobs {
             jobs: settled.jobs.iter().map(|job| job.key).collect(),
         })
     }
 
     async fn forget_reception(&self, id: &str) -> Result<()> {
-        let mut state = self.state();
-        let before = state.receptions.len();
-        state.receptions.retain(|known| known != id);
-        if state.receptions.len() == before {
-            return Err(ControlError::NotFound(format!(
-                "there is no reception {id}"
-            )));
-        }
+        self.state().migrations.retain(|m| m.id != id);
         Ok(())
     }
 
@@ -368,6 +352,23 @@ impl Control for FakeHost {
 
     async fn metrics(&self) -> String {
         "# TYPE vmferry_vms gauge\nvmferry_vms 0\n".to_owned()
+    }
+}
+
+fn running(id: &str, vm: &str, direction: Direction, peer: &str) -> Migration {
+    Migration {
+        id: id.to_owned(),
+        vm: vm.to_owned(),
+        direction,
+        peer: peer.to_owned(),
+        state: MigrationState::Running,
+        reason: None,
+        asked_ms: 1,
+        ended_ms: None,
+        progress: None,
+        blackout_ms: None,
+        total_ms: None,
+        traceparent: None,
     }
 }
 
