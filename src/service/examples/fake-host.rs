@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let server = authority
         .issue_for("host-a", &["127.0.0.1"])?
         .write_to(&dir)?;
-    authority.issue("admin-fuzz")?.write_to(&dir)?;
+    authority.user("fuzz", 1)?.write_to(&dir)?;
     let listen = Listen {
         unix: None,
         tls: Some(TlsListen {

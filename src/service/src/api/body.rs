@@ -10,7 +10,9 @@ use actix_web::{FromRequest, HttpRequest};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use serde_json::error::Category;
 
 use super::check::Check;
@@ -25,7 +27,7 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Body<T>(pub(super) T);
 
-impl<T: DeserializeOwned + Check + 'static> FromRequest for Body<T> {
+impl<T: DeserializeOwned + Serialize + Check + 'static> FromRequest for Body<T> {
     type Error = Refusal;
     type Future = LocalBoxFuture<'static, Result<Self, Refusal>>;
 
@@ -105,7 +107,7 @@ pub(super) async fn read(
 }
 
 /// JSON of one type. What is no JSON is malformed; what is, and does not fit, is invalid.
-fn parse<T: DeserializeOwned + Check>(bytes: &[u8]) -> Result<T, Refusal> {
+fn parse<T: DeserializeOwned + Serialize + Check>(bytes: &[u8]) -> Result<T, Refusal> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let value: T = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let path = e.path().to_string();
@@ -123,11 +125,39 @@ fn parse<T: DeserializeOwned + Check>(bytes: &[u8]) -> Result<T, Refusal> {
     json.end()
         .map_err(|e| Refusal::malformed(format!("the body goes on after its JSON: {e}")))?;
     let mut wrong = Vec::new();
+    let (given, meant) = (serde_json::from_slice(bytes), serde_json::to_value(&value));
+    if let (Ok(given), Ok(meant)) = (given, meant) {
+        no_lists(&given, &meant, "", &mut wrong);
+    }
     value.check(&mut wrong);
     if wrong.is_empty() {
         Ok(value)
     } else {
         Err(invalid(wrong.join("; ")))
+    }
+}
+
+/// Lists in the place of objects, which serde takes for their fields in turn; the API's description
+/// has no such thing.
+fn no_lists(given: &Value, meant: &Value, at: &str, wrong: &mut Vec<String>) {
+    match (given, meant) {
+        (Value::Array(_), Value::Object(_)) => {
+            let at = at.trim_start_matches('.');
+            let about = if at.is_empty() { "the body" } else { at };
+            wrong.push(format!("{about}: give an object, not a list"));
+        }
+        (Value::Object(given), Value::Object(meant)) => {
+            for (key, given) in given {
+                let meant = meant.get(key).unwrap_or(&Value::Null);
+                no_lists(given, meant, &format!("{at}.{key}"), wrong);
+            }
+        }
+        (Value::Array(given), Value::Array(meant)) => {
+            for (n, (given, meant)) in given.iter().zip(meant).enumerate() {
+                no_lists(given, meant, &format!("{at}[{n}]"), wrong);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -169,7 +199,7 @@ mod tests {
     use super::*;
     use crate::model::{MigrationRequest, VmSpec};
 
-    fn refused<T: DeserializeOwned + Check + std::fmt::Debug>(body: &str) -> String {
+    fn refused<T: DeserializeOwned + Serialize + Check + std::fmt::Debug>(body: &str) -> String {
         parse::<T>(body.as_bytes()).unwrap_err().to_string()
     }
 
@@ -186,6 +216,22 @@ mod tests {
             why.contains("unknown field") && !why.contains("did you mean"),
             "{why}"
         );
+    }
+
+    #[test]
+    fn a_list_is_no_object() {
+        for (body, at) in [
+            (
+                r#"{"to":"b","options":[null,2]}"#,
+                "options: give an object",
+            ),
+            (r#"["b"]"#, "the body: give an object"),
+        ] {
+            let why = refused::<MigrationRequest>(body);
+            assert!(why.starts_with(at), "{why}");
+        }
+        let why = refused::<VmSpec>(r#"{"name":"a","ram_mib":64,"disks":[["file:/d"]]}"#);
+        assert!(why.starts_with("disks[0]: give an object"), "{why}");
     }
 
     #[test]

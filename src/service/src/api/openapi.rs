@@ -101,7 +101,7 @@ fn errors(path: &str, writes: bool, operation: &mut Operation) {
         ("403", "The caller may not do this"),
         ("500", "Something failed on this host"),
     ];
-    if path.contains('{') || path == "/v1/host/drain" {
+    if path.contains('{') || ["/v1/host/drain", "/v1/peer/settled"].contains(&path) {
         all.push(("404", "There is no such thing"));
     }
     if body || queries {
