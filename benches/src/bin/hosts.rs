@@ -39,8 +39,9 @@ struct Args {
     /// Times that a service is killed
     #[arg(long, default_value_t = 10)]
     kills: usize,
-    /// Bandwidth of all migrations of a host together, in Mbit/s
-    #[arg(long, default_value_t = 400)]
+    /// Bandwidth of all migrations of a host together, in Mbit/s: so little that it, and not the
+    /// processors, is what they have to share
+    #[arg(long, default_value_t = 100)]
     link_mbit: u64,
     /// Random moments come from here
     #[arg(long, default_value_t = 1)]
@@ -143,8 +144,8 @@ async fn measure(args: &Args) -> Result<bool, String> {
     }
     let specs = fleet::specs(args.vms, &args.machine);
     let (mut drains, mut answers) = (Vec::new(), Vec::new());
-    // First as many as move at once: the API is asked while all of them do. Then all: polling
-    // guests, more than a small host has processors for.
+    // First as many as move at once: the API is asked while all of them do. Then all: more
+    // guests than a small host has processors for.
     let few = specs.len().min(args.parallel as usize);
     let mut there: &[VmSpec] = &[];
     for many in [few, specs.len()] {

@@ -5,6 +5,9 @@ use crate::disk::Layout;
 /// Bytes in a page.
 pub const PAGE: u64 = 4096;
 
+/// Most milliseconds between heartbeats: a sleep is no longer.
+pub const MAX_BEAT_MS: u64 = crate::abi::MAX_SLEEP_US as u64 / 1000;
+
 /// Most disk requests in flight per vCPU.
 pub const MAX_DEPTH: u64 = 64;
 
@@ -47,6 +50,8 @@ pub struct Params {
     pub stride: u64,
     /// Frequency of the time stamp counter in kHz.
     pub tsc_khz: u64,
+    /// Milliseconds between heartbeats, and between looks for commands; 1 to [`MAX_BEAT_MS`].
+    pub beat_ms: u64,
     /// vCPUs.
     pub vcpus: u64,
     /// Disk requests in flight per vCPU, 0 to [`MAX_DEPTH`]; 0: the disk is not used.
@@ -76,6 +81,7 @@ impl Default for Params {
             seed: 1,
             stride: 1,
             tsc_khz: 1_000_000,
+            beat_ms: 1,
             vcpus: 1,
             disk_depth: 0,
             disk_blocks: 16 * 256,
@@ -114,6 +120,7 @@ impl Params {
                 b"seed" => p.seed = n,
                 b"stride" => p.stride = n.max(1),
                 b"tsc-khz" => p.tsc_khz = n.max(1000),
+                b"beat-ms" => p.beat_ms = n.clamp(1, MAX_BEAT_MS),
                 b"vcpus" => p.vcpus = n.clamp(1, u64::from(crate::abi::MAX_VCPUS)),
                 b"disk-depth" => p.disk_depth = n.min(MAX_DEPTH),
                 b"disk-mib" => p.disk_blocks = n.saturating_mul(256).clamp(256, 1 << 28),

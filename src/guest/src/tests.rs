@@ -192,11 +192,14 @@ fn structs_are_pointers_that_stay_close_small_numbers_and_a_clock() {
 #[test]
 fn any_rate_holds_over_a_second() {
     for rate in [1, 7, 999, 1000, 1001, 1999, 123_457] {
-        let mut rig = Rig::new(&format!("workload=dense rate={rate}"));
-        let before = rig.fake.work;
-        // A step of work is a millisecond.
-        rig.steps(1000);
-        assert_eq!(rig.fake.work - before, rate);
+        for beat_ms in [1, 10] {
+            let line = format!("workload=dense rate={rate} beat-ms={beat_ms}");
+            let mut rig = Rig::new(&line);
+            let before = rig.fake.work;
+            // A step of work is from one heartbeat to the next.
+            rig.steps(1000 / beat_ms);
+            assert_eq!(rig.fake.work - before, rate, "{line}");
+        }
     }
 }
 

@@ -169,15 +169,16 @@ impl Worker {
         platform.heartbeat(work);
     }
 
-    /// Touches of this millisecond; none where there is no limit. What a rate does not divide
+    /// Touches until the next heartbeat; none where there is no limit. What a rate does not divide
     /// into whole touches is owed to the next.
     fn quota(&mut self) -> Option<u64> {
         match (self.params.kind, self.params.rate) {
             (Kind::Idle, _) => Some(0),
             (_, 0) => None,
             (_, rate) => {
+                let per_beat = rate.saturating_mul(self.params.beat_ms);
                 let state = self.state();
-                let due = rate.saturating_add(state.owed % 1000);
+                let due = per_beat.saturating_add(state.owed % 1000);
                 state.owed = due % 1000;
                 Some(due / 1000)
             }
@@ -186,7 +187,8 @@ impl Worker {
 
     fn work(&mut self, platform: &mut impl Platform) {
         let khz = self.params.tsc_khz;
-        let beat = self.state().beat;
+        let (beat_ms, beat) = (self.params.beat_ms, self.state().beat);
+        let period = khz * beat_ms;
         let quota = self.quota();
         let a_look = match self.disk {
             None => TOUCHES_A_LOOK,
@@ -207,8 +209,8 @@ impl Worker {
             };
             let elapsed = now.wrapping_sub(beat);
             let limited = quota.is_some_and(|quota| done >= quota);
-            if limited && elapsed < khz {
-                let left = ((khz - elapsed) * 1000 / khz).clamp(1, 1000) as u32;
+            if limited && elapsed < period {
+                let left = ((period - elapsed) * 1000 / khz).clamp(1, beat_ms * 1000) as u32;
                 match pace {
                     Pace::Now => {
                         core::hint::spin_loop();
@@ -221,13 +223,13 @@ impl Worker {
                     _ => platform.sleep_us(left),
                 }
             }
-            if limited || elapsed >= khz {
+            if limited || elapsed >= period {
                 // From when it should have been, so that the rate holds; unless far behind.
-                let behind = platform.tsc().wrapping_sub(beat) > 4 * khz;
+                let behind = platform.tsc().wrapping_sub(beat) > 4 * period;
                 let next = if behind {
                     platform.tsc()
                 } else {
-                    beat.wrapping_add(khz)
+                    beat.wrapping_add(period)
                 };
                 self.state().beat = next;
                 break;
