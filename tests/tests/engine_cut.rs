@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vmferry_machine::MachineKind;
 use vmferry_tests::engine::{
-    Guest, Leaks, Over, PageStep, Plan, Script, Step, Way, begin, has_kvm, run, settle,
+    Guest, Leaks, Over, PageStep, Plan, Script, Step, Under, Way, begin, has_kvm, run, settle,
 };
 
 /// How long either side waits for the other where a direction is silent.
@@ -212,31 +212,85 @@ fn page_streams_that_are_cut_or_fall_silent() {
     });
 }
 
+/// Neither side knows where the guest may run: from the commit on nothing passes, on any
+/// connection.
+async fn undecided(guest: &Guest) -> Under {
+    let script = Script::new(|said, _| {
+        if said.connection > 1 || said.name == "Commit" {
+            Step::Cut
+        } else {
+            Step::Pass
+        }
+    });
+    let plan = Plan {
+        reconnect_for: Duration::from_millis(500),
+        ..Plan::scripted(&script)
+    };
+    let mut under = begin(guest, &plan).await;
+    let end = (&mut under.source.ended).await.unwrap();
+    let undecided = format!("{:?}", end.outcome);
+    assert!(undecided.contains("Undecided"), "{undecided}");
+    assert_eq!(guest.machine.state(), vmferry_machine::MachineState::Paused);
+    // The destination, prepared, waits: it may not run the guest either.
+    assert!(under.destination.arrived.try_recv().is_err());
+    assert!(under.destination.ended.try_recv().is_err());
+    under
+}
+
 #[test]
-fn a_destination_that_does_not_come_back_leaves_the_guest_paused_and_undecided() {
+fn a_destination_that_does_not_come_back_leaves_the_guest_to_an_operator_who_takes_it_there() {
     run(async {
         let guest = Guest::small().await;
-        // From the commit on nothing passes, on any connection.
-        let script = Script::new(|said, _| {
-            if said.connection > 1 || said.name == "Commit" {
-                Step::Cut
-            } else {
-                Step::Pass
-            }
+        let mut under = undecided(&guest).await;
+        let operator = under.destination.operator();
+        operator.decide(true).await.unwrap();
+        let mut there = under.arrive().await;
+        there.verify().await;
+        // Said twice it is the same, and it cannot be taken back.
+        operator.decide(true).await.unwrap();
+        let why = operator.decide(false).await.unwrap_err();
+        assert!(why.contains("runs here already"), "{why}");
+        assert_eq!(guest.machine.state(), vmferry_machine::MachineState::Paused);
+    });
+}
+
+#[test]
+fn a_destination_that_does_not_come_back_leaves_the_guest_to_an_operator_who_takes_it_back() {
+    run(async {
+        let mut guest = Guest::small().await;
+        let under = undecided(&guest).await;
+        let operator = under.destination.operator();
+        operator.decide(false).await.unwrap();
+        let end = under.destination.ended.await.unwrap();
+        let why = end.failure.unwrap();
+        assert!(why.contains("operator"), "{why}");
+        assert!(operator.decide(true).await.is_err());
+        guest.machine.resume().unwrap();
+        guest.verify().await;
+        again(guest, Over::Memory).await;
+    });
+}
+
+#[test]
+fn what_has_not_come_whole_is_nobodys_to_decide() {
+    run(async {
+        let guest = Guest::small().await;
+        // Nothing of the guest's state passes.
+        let script = Script::new(|said, _| match said.name {
+            "State" => Step::Hold,
+            _ => Step::Pass,
         });
         let plan = Plan {
-            reconnect_for: Duration::from_millis(500),
+            silence: SILENCE,
             ..Plan::scripted(&script)
         };
         let under = begin(&guest, &plan).await;
-        let end = under.source.ended.await.unwrap();
-        let undecided = format!("{:?}", end.outcome);
-        assert!(undecided.contains("Undecided"), "{undecided}");
-        assert_eq!(guest.machine.state(), vmferry_machine::MachineState::Paused);
-        // The destination, prepared, waits: it may not run the guest either.
-        let mut destination = under.destination;
-        assert!(destination.arrived.try_recv().is_err());
-        assert!(destination.ended.try_recv().is_err());
+        for here in [true, false] {
+            let why = under.destination.operator().decide(here).await.unwrap_err();
+            assert!(why.contains("not come whole"), "{why}");
+        }
+        let ended = under.end().await;
+        settle(guest, ended).await;
     });
 }
 

@@ -30,6 +30,9 @@ pub enum Record {
     Settled(MigrationId, Settlement),
     /// Destination: the guest has been told how a storage job ended.
     Completed(MigrationId, JobKey),
+    /// Source, after `Relinquished`: an operator vouches that the destination has not become owner
+    /// and never will; the guest is here again.
+    Reclaimed(MigrationId),
 }
 
 impl Record {
@@ -42,6 +45,7 @@ impl Record {
             | Self::Owner(m)
             | Self::Released(m)
             | Self::Discarded(m)
+            | Self::Reclaimed(m)
             | Self::Handed(m, _)
             | Self::Settled(m, _)
             | Self::Completed(m, _) => *m,
@@ -148,6 +152,7 @@ pub fn recover(role: Role, migration: MigrationId, records: &[Record]) -> Recove
         here = match (role, record) {
             (Role::Source, Record::Relinquished(_)) => Recovery::AskPeer,
             (Role::Source, Record::Released(_)) => Recovery::Drop,
+            (Role::Source, Record::Reclaimed(_)) => Recovery::Run,
             (Role::Destination, Record::Prepared(_)) => Recovery::AskPeer,
             (Role::Destination, Record::Owner(_)) => Recovery::Run,
             (Role::Destination, Record::Discarded(_)) => Recovery::Drop,
@@ -170,6 +175,8 @@ mod tests {
         assert_eq!(at(0), Recovery::Run);
         assert_eq!(at(1), Recovery::AskPeer);
         assert_eq!(at(2), Recovery::Drop);
+        let reclaimed = [Record::Relinquished(M), Record::Reclaimed(M)];
+        assert_eq!(recover(Role::Source, M, &reclaimed), Recovery::Run);
         let destination = [Record::Prepared(M), Record::Owner(M)];
         let at = |n: usize| recover(Role::Destination, M, &destination[..n]);
         assert_eq!(at(0), Recovery::Drop);

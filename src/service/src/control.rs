@@ -8,7 +8,7 @@ use tokio::sync::broadcast;
 use vmferry_engine::report::MigrationReport;
 
 use crate::model::{
-    ConsoleOutput, Drain, DrainRequest, HostInfo, KnownJobs, Migration, MigrationRequest,
+    ConsoleOutput, Decision, Drain, DrainRequest, HostInfo, KnownJobs, Migration, MigrationRequest,
     MigrationStarted, Offer, Preflight, Reception, ReceptionRequest, ServiceEvent, SettledJobs, Vm,
     VmSpec,
 };
@@ -65,6 +65,8 @@ pub trait Control: Send + Sync + 'static {
     async fn verify(&self, name: &str) -> Result<String>;
     /// Vouches for writes of a former host; how many they are.
     async fn settle_storage(&self, name: &str, nobody_else_writes: bool) -> Result<u64>;
+    /// Where a guest is that is undecided: here it goes on, elsewhere it is forgotten here.
+    async fn decide(&self, name: &str, decision: Decision) -> Result<()>;
     /// The last bytes of a console file.
     async fn console(&self, name: &str, most_bytes: u64) -> Result<ConsoleOutput>;
 

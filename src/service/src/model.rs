@@ -127,6 +127,28 @@ pub enum VmState {
     Settling,
 }
 
+/// A user decides where a guest is of which neither host of its migration can know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Decision {
+    /// Where it is.
+    pub guest: Place,
+    /// Somebody has made sure of it: where it is here, that the other host does not run it and
+    /// never will; where it is elsewhere, that it runs there, or that nobody wants it.
+    #[serde(default)]
+    pub certain: bool,
+}
+
+/// Where a guest is, as one of two hosts sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Place {
+    /// At this host.
+    Here,
+    /// At the other host of its migration.
+    Elsewhere,
+}
+
 impl VmState {
     /// All of them.
     pub const ALL: [Self; 8] = [

@@ -59,6 +59,15 @@ pub enum Request {
         /// carry out such a write any more.
         nobody_else_writes: bool,
     },
+    /// An operator decides where the guest of a handover runs that neither side can know the end
+    /// of. Whoever asks this vouches that the other host does not run it, and never will, or that
+    /// it does.
+    Decide {
+        /// The migration.
+        migration: String,
+        /// Here, or at the other host.
+        here: bool,
+    },
     /// Storage jobs of the migration that leaves here which have ended, and of which the
     /// destination has not confirmed that it knows.
     Unconfirmed,

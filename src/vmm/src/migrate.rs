@@ -52,9 +52,15 @@ pub(crate) async fn leave(
     let kind: TransportKind = asked.transport.parse().map_err(|e| chain(&e))?;
     let (tracker, tracker_choice) = match asked.tracker.as_str() {
         "auto" => {
-            let sort = sort_of(machine.config());
-            // Measuring takes its time, the first time.
-            let choice = tokio::task::spawn_blocking(move || auto::pick(sort))
+            let (sort, of) = (sort_of(machine.config()), machine.clone());
+            // Who wants groups, or writers slowed down, wants what only some can do.
+            let open = asked.group == "auto" && asked.throttle_pct == 0;
+            let pick = move || match of.tracker(sort.modest()) {
+                Ok(watcher) if open => auto::pick_for(sort, &*watcher),
+                _ => auto::pick(sort),
+            };
+            // Measuring takes its time, the first time, and looking at the guest each time.
+            let choice = tokio::task::spawn_blocking(pick)
                 .await
                 .map_err(|e| format!("choosing a tracker failed: {e}"))?;
             tracing::info!(kind = %choice.kind, why = choice.why, "tracker chosen");

@@ -23,8 +23,7 @@ pub(crate) fn fences(records: &[Record]) -> Result<Vec<(MigrationId, JobRecord)>
         if recover(role, migration, records) == Recovery::AskPeer {
             return Err(format!(
                 "the guest {why} in migration {migration}, and the journal does not say how that \
-                 ended: find out on the other host whether it runs there; if it does not, and \
-                 never will, start this VM in a new directory"
+                 ended: find out on the other host whether it runs there, and decide"
             ));
         }
     }
@@ -55,7 +54,7 @@ pub enum Whereabouts {
 #[must_use]
 pub fn whereabouts(records: &[Record]) -> Whereabouts {
     let step = |record: &Record| match *record {
-        Record::Owner(_) => Some(Whereabouts::Here),
+        Record::Owner(_) | Record::Reclaimed(_) => Some(Whereabouts::Here),
         Record::Released(m) => Some(Whereabouts::Left(m)),
         Record::Relinquished(m) | Record::Prepared(m) => Some(Whereabouts::Undecided(m)),
         Record::Discarded(m) => Some(Whereabouts::NeverCame(m)),
@@ -108,8 +107,16 @@ mod tests {
         assert_eq!(after(came[2]), Whereabouts::Here);
         assert_eq!(after(Record::Relinquished(N)), Whereabouts::Undecided(N));
         assert_eq!(after(Record::Released(N)), Whereabouts::Left(N));
+        assert_eq!(after(Record::Relinquished(M)), Whereabouts::Undecided(M));
+        assert_eq!(after(Record::Reclaimed(M)), Whereabouts::Here);
         let not = [Record::Prepared(M), Record::Discarded(M)];
         assert_eq!(whereabouts(&not), Whereabouts::NeverCame(M));
+    }
+
+    #[test]
+    fn one_that_an_operator_has_kept_is_booted() {
+        assert!(fences(&[Record::Relinquished(M), Record::Reclaimed(M)]).is_ok());
+        assert!(fences(&[Record::Prepared(M), Record::Owner(M)]).is_ok());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! One machine at most, and one migration at a time. A request that does not fit gets an answer
 //! that says why, and changes nothing.
 
+mod decide;
 mod settlement;
 
 use std::path::PathBuf;
@@ -174,6 +175,7 @@ impl Vm {
                 nobody_else_writes: true,
             } => self.settle_storage().await,
             Request::SettleStorage { .. } => Err(SETTLING_RISKS.to_owned()),
+            Request::Decide { migration, here } => self.decide(&migration, here).await,
             Request::Unconfirmed => Ok(Answer::Unconfirmed(match &self.job {
                 Job::Leaving(job) => job.operator.unconfirmed().await,
                 _ => Vec::new(),

@@ -56,7 +56,10 @@ fn kept(record: &Record) -> Kept {
         Record::Owner(_) => Kept::Owner,
         Record::Released(_) => Kept::Released,
         Record::Discarded(_) => Kept::Discarded,
-        Record::Handed(..) | Record::Settled(..) | Record::Completed(..) => Kept::Jobs,
+        // There is no operator here.
+        Record::Reclaimed(_) | Record::Handed(..) | Record::Settled(..) | Record::Completed(..) => {
+            Kept::Jobs
+        }
     }
 }
 

@@ -421,6 +421,26 @@ impl Handler<ToldSettled> for Arrival {
     }
 }
 
+/// An operator decides where the guest runs, in the place of a source that is gone.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), String>")]
+pub(super) struct Decide {
+    pub(super) here: bool,
+}
+
+impl Handler<Decide> for Arrival {
+    type Result = Result<(), String>;
+
+    fn handle(&mut self, Decide { here }: Decide, ctx: &mut Context<Self>) -> Self::Result {
+        let decided = match here {
+            true => self.core.taken_by_operator(),
+            false => self.core.discarded_by_operator(),
+        };
+        self.drive(ctx);
+        decided.map_err(str::to_owned)
+    }
+}
+
 /// An operator cancels.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]

@@ -18,7 +18,7 @@ use vmferry_protocol::storage::{JobKey, Settlement};
 use vmferry_transports::Listener;
 
 use crate::report::DestinationTimeline;
-use actor::{Arrival, Cancel, SettleByOperator, ToldSettled};
+use actor::{Arrival, Cancel, Decide, SettleByOperator, ToldSettled};
 
 /// How a machine is to be received.
 #[derive(Clone, Debug)]
@@ -108,6 +108,18 @@ impl Operator {
         match self.0.send(ToldSettled(settlements)).await {
             Ok(known) => known.map(Some),
             Err(_) => Ok(None),
+        }
+    }
+
+    /// Decides where the guest runs, in the place of a source that can be asked no more: here, as
+    /// by its commit, or not here.
+    ///
+    /// # Errors
+    /// In words, where that is not to be said, or the reception is over.
+    pub async fn decide(&self, here: bool) -> Result<(), String> {
+        match self.0.send(Decide { here }).await {
+            Ok(decided) => decided,
+            Err(_) => Err("the migration is over".to_owned()),
         }
     }
 

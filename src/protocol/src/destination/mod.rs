@@ -9,6 +9,7 @@
 //! on page streams with this migration's preamble. A prepared destination may wait for very long:
 //! only the source's word or the end of its process frees the machine.
 
+mod decide;
 mod storage;
 mod timeline;
 mod types;
@@ -243,10 +244,7 @@ impl Destination {
                 self.expected = Some(chunks);
                 self.restore_if_complete(now);
             }
-            (Message::Commit, State::Prepared) => {
-                self.state = State::TakingOver;
-                self.persist(Record::Owner);
-            }
+            (Message::Commit, State::Prepared) => self.commit(),
             // Said again after a reconnect.
             (Message::Commit, State::TakingOver | State::Resuming) => {}
             (Message::Commit, State::Owner { .. }) => self.send(Message::Resumed(self.resumed)),
@@ -361,6 +359,11 @@ impl Destination {
             self.outputs
                 .push_back(DestinationOutput::RestoreState { blob });
         }
+    }
+
+    fn commit(&mut self) {
+        self.state = State::TakingOver;
+        self.persist(Record::Owner);
     }
 
     fn persist(&mut self, record: impl Fn(MigrationId) -> Record) {

@@ -6,7 +6,7 @@ use vmferry_transports::TransportKind;
 
 use super::types::SettleRequest;
 use crate::model::{
-    BootSpec, DiskSpecification, DrainRequest, MigrationOptions, MigrationRequest, Offer,
+    BootSpec, Decision, DiskSpecification, DrainRequest, MigrationOptions, MigrationRequest, Offer,
     ReceptionRequest, SettledJobs, VmSpec,
 };
 use crate::rules::{MOST_MBIT, VM_NAME_RULE, is_vm_name, option_problems};
@@ -233,6 +233,10 @@ impl Check for ReceptionRequest {
 }
 
 impl Check for SettleRequest {
+    fn check(&self, _: &mut Vec<String>) {}
+}
+
+impl Check for Decision {
     fn check(&self, _: &mut Vec<String>) {}
 }
 

@@ -52,7 +52,7 @@ pub fn document() -> &'static str {
         root::show_host, root::drain_host, root::show_drain, root::cancel_drain,
         root::show_openapi, root::show_metrics, root::show_page, root::show_health,
         vms::list_vms, vms::create_vm, vms::show_vm, vms::delete_vm, vms::pause_vm,
-        vms::resume_vm, vms::stop_vm, vms::start_vm, vms::verify_vm, vms::settle_vm_storage,
+        vms::resume_vm, vms::stop_vm, vms::start_vm, vms::verify_vm, vms::settle_vm_storage, vms::decide_vm,
         vms::show_vm_console, vms::preflight_vm, vms::migrate_vm,
         migrations::list_migrations, migrations::show_migration,
         migrations::show_migration_report, migrations::show_migration_trace,

@@ -41,6 +41,7 @@ pub(super) fn routes(app: &mut web::ServiceConfig) {
         .service(resource("/v1/vms/{name}/stop", [post(vms::stop_vm)]))
         .service(resource("/v1/vms/{name}/start", [post(vms::start_vm)]))
         .service(resource("/v1/vms/{name}/verify", [post(vms::verify_vm)]))
+        .service(resource("/v1/vms/{name}/decide", [post(vms::decide_vm)]))
         .service(resource(
             "/v1/vms/{name}/settle-storage",
             [post(vms::settle_vm_storage)],

@@ -9,7 +9,9 @@ use super::body::{Body, query};
 use super::host::{Host, VmName};
 use super::problem::Refusal;
 use super::types::{SettleRequest, Settled, Verdict};
-use crate::model::{ConsoleOutput, MigrationRequest, MigrationStarted, Preflight, Vm, VmSpec};
+use crate::model::{
+    ConsoleOutput, Decision, MigrationRequest, MigrationStarted, Preflight, Vm, VmSpec,
+};
 
 type Answer = Result<HttpResponse, Refusal>;
 
@@ -104,6 +106,15 @@ pub(super) async fn settle_vm_storage(
         .ask(|c| async move { c.settle_storage(&name.0, vouched).await })
         .await?;
     Ok(HttpResponse::Ok().json(Settled { writes }))
+}
+
+/// Decides where a guest is of which neither host of its migration can know: here, or elsewhere.
+#[utoipa::path(post, path = "/v1/vms/{name}/decide", tag = "vms", params(NamePart),
+    request_body = Decision, responses((status = 204, description = "It is as decided")))]
+pub(super) async fn decide_vm(host: Host, name: VmName, decision: Body<Decision>) -> Answer {
+    host.ask(|c| async move { c.decide(&name.0, decision.0).await })
+        .await?;
+    Ok(HttpResponse::NoContent().finish())
 }
 
 /// What a machine's consoles have said last.

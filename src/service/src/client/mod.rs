@@ -15,7 +15,7 @@ use vmferry_transports::TlsIdentity;
 use crate::api::MAX_SINK;
 use crate::api::types::{Health, SettleRequest, Settled, Sunk, Verdict};
 use crate::model::{
-    ConsoleOutput, Drain, DrainRequest, HostInfo, KnownJobs, Migration, MigrationRequest,
+    ConsoleOutput, Decision, Drain, DrainRequest, HostInfo, KnownJobs, Migration, MigrationRequest,
     MigrationStarted, MigrationState, Offer, Preflight, Reception, ReceptionRequest, SettledJobs,
     Vm, VmSpec,
 };
@@ -193,6 +193,15 @@ impl ApiClient {
         let request = SettleRequest { nobody_else_writes };
         let settled: Settled = self.send(&vm(name, "/settle-storage"), &request).await?;
         Ok(settled.writes)
+    }
+
+    /// Decides where a guest is of which neither host can know.
+    pub async fn decide(&self, name: &str, decision: Decision) -> Result<()> {
+        let json = serde_json::to_vec(&decision).map_err(|e| self.target.strange(e))?;
+        let body = Sent::Json(Bytes::from(json));
+        let path = vm(name, "/decide");
+        let answer = self.target.send(Method::POST, &path, body).await?;
+        self.target.body(answer).await.map(drop)
     }
 
     /// The last bytes of its consoles.

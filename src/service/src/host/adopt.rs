@@ -40,7 +40,7 @@ fn journal(dir: &Path) -> Result<Vec<JournalRecord>, String> {
     records.map_err(|e| chain(&e))
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     f: impl FnOnce() -> Result<T, String> + Send + 'static,
 ) -> Result<T, String> {
     let done = tokio::task::spawn_blocking(f).await;

@@ -148,7 +148,8 @@ impl Inner {
         if before.migration == after.migration && before.begun == after.begun {
             return;
         }
-        if before.migration.state != after.migration.state || before.begun != after.begun {
+        let (was, is) = (&before.migration, &after.migration);
+        if (was.state, &was.reason) != (is.state, &is.reason) || before.begun != after.begun {
             self.keep(after);
         }
         self.tell(ServiceEvent::Migration(after.migration.clone()));

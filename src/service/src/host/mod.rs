@@ -8,6 +8,7 @@
 
 mod admission;
 mod adopt;
+mod decide;
 mod depart;
 mod drain;
 mod drains;
@@ -42,9 +43,9 @@ use vmferry_vmm::api::TlsFiles;
 
 use crate::control::{Control, ControlError};
 use crate::model::{
-    ConsoleOutput, Drain, DrainRequest, HostInfo, KnownJobs, Limits, Migration, MigrationOptions,
-    MigrationRequest, MigrationStarted, Offer, Preflight, Reception, ReceptionRequest,
-    ServiceEvent, SettledJobs, Vm, VmSpec,
+    ConsoleOutput, Decision, Drain, DrainRequest, HostInfo, KnownJobs, Limits, Migration,
+    MigrationOptions, MigrationRequest, MigrationStarted, Offer, Preflight, Reception,
+    ReceptionRequest, ServiceEvent, SettledJobs, Vm, VmSpec,
 };
 use crate::telemetry::TelemetryConfig;
 use drains::Draining;
@@ -338,6 +339,12 @@ impl Control for Host {
     async fn settle_storage(&self, name: &str, nobody_else_writes: bool) -> Result<u64> {
         let entry = self.0.entry(name)?;
         self.call(|inner| async move { inner.settle_storage(&entry, nobody_else_writes).await })
+            .await
+    }
+
+    async fn decide(&self, name: &str, decision: Decision) -> Result<()> {
+        let entry = self.0.entry(name)?;
+        self.call(|inner| async move { inner.decide(&entry, decision).await })
             .await
     }
 

@@ -422,12 +422,12 @@ pub(super) fn connect(
 pub(super) fn handed_over(migration: &str) -> String {
     format!(
         "it was handed over in migration {migration}, and the other host has not confirmed: find \
-         out there whether it runs; if it does, delete it here"
+         out there whether it runs, and decide (`vm decide`)"
     )
 }
 
 /// A process that does not answer may have a guest that runs.
-fn no_silent_process(entry: &Entry) -> Result<()> {
+pub(super) fn no_silent_process(entry: &Entry) -> Result<()> {
     match entry.client().is_err() && process::is_there(&entry.dir) {
         true => Err(ControlError::Conflict(format!(
             "the process of '{}' is there and does not answer, and a guest may run in it: `stop` \

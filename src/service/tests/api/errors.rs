@@ -1,7 +1,7 @@
 //! Every way to be refused, and that the refusal is a problem document.
 
 use crate::common::{Lab, refused, spec};
-use vmferry_service::model::MigrationRequest;
+use vmferry_service::model::{Decision, MigrationRequest, Place};
 
 #[tokio::test]
 async fn what_the_host_refuses() {
@@ -13,6 +13,11 @@ async fn what_the_host_refuses() {
     assert_eq!(refused(api.create(&spec("web-1")).await).0, 409);
     assert_eq!(refused(api.delete_vm("web-1").await).0, 409);
     assert_eq!(refused(api.settle_storage("web-1", false).await).0, 422);
+    let uncertain = Decision {
+        guest: Place::Elsewhere,
+        certain: false,
+    };
+    assert_eq!(refused(api.decide("web-1", uncertain).await).0, 422);
     let request = MigrationRequest {
         to: "unreachable".to_owned(),
         ..MigrationRequest::default()

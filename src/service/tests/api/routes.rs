@@ -4,7 +4,8 @@ use crate::common::{Lab, refused, spec};
 use vmferry_service::api::{self, Listen, ListenError};
 use vmferry_service::client::{ApiClient, ClientError};
 use vmferry_service::model::{
-    DrainRequest, MigrationRequest, MigrationState, Offer, ReceptionRequest, VmState,
+    Decision, DrainRequest, MigrationRequest, MigrationState, Offer, Place, ReceptionRequest,
+    VmState,
 };
 
 fn to(host: &str) -> MigrationRequest {
@@ -30,6 +31,11 @@ async fn machines() {
     assert_eq!(api.resume("web-1").await.unwrap().state, VmState::Running);
     assert_eq!(api.verify("web-1").await.unwrap(), "OK");
     assert_eq!(api.settle_storage("web-1", true).await.unwrap(), 3);
+    let decision = Decision {
+        guest: Place::Here,
+        certain: true,
+    };
+    api.decide("web-1", decision).await.unwrap();
     assert_eq!(api.console("web-1", 5).await.unwrap().serial, "login");
     assert_eq!(api.stop("web-1").await.unwrap().state, VmState::Stopped);
     assert_eq!(api.start("web-1").await.unwrap().state, VmState::Running);

@@ -4,6 +4,7 @@
 mod common;
 
 mod adoption;
+mod deciding;
 mod drains;
 mod moves;
 mod settling;

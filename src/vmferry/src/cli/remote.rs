@@ -116,6 +116,8 @@ pub(crate) enum VmCommand {
     Console(ConsoleArgs),
     /// Vouch that writes of a former host have ended, so that their ranges of the disks open again
     SettleStorage(SettleArgs),
+    /// Decide where a guest is of which neither host of its migration can know
+    Decide(DecideArgs),
 }
 
 /// A machine to make: from a file, or from options.
@@ -227,6 +229,23 @@ pub(crate) struct SettleArgs {
     /// What you vouch for: no process of a former host has writes to these disks on their way
     #[arg(long, required = true)]
     pub(crate) nobody_else_writes: bool,
+}
+
+/// Where a guest is.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("place").required(true))]
+pub(crate) struct DecideArgs {
+    #[command(flatten)]
+    pub(crate) vm: NameArg,
+    /// It is here: it runs on, or can be started
+    #[arg(long, group = "place")]
+    pub(crate) here: bool,
+    /// It is at the other host of its migration: it is forgotten here
+    #[arg(long, group = "place")]
+    pub(crate) elsewhere: bool,
+    /// You have made sure of it; without, you are told of what
+    #[arg(long)]
+    pub(crate) certain: bool,
 }
 
 const HOW: &str = "How it moves (as the host is configured, where nothing is said)";

@@ -9,8 +9,8 @@ use futures_util::Stream;
 use thiserror::Error;
 use vmferry_engine::report::MigrationReport;
 use vmferry_service::model::{
-    ConsoleOutput, Drain, DrainRequest, HostInfo, Migration, MigrationRequest, MigrationStarted,
-    Preflight, ServiceEvent, Vm, VmSpec,
+    ConsoleOutput, Decision, Drain, DrainRequest, HostInfo, Migration, MigrationRequest,
+    MigrationStarted, Preflight, ServiceEvent, Vm, VmSpec,
 };
 
 /// Why a host service did not do what it was asked for. One line each: what, why, what to do.
@@ -138,6 +138,7 @@ pub(super) trait Remote: Send + Sync {
     async fn verify(&self, name: &str) -> Result<String>;
     /// How many writes were vouched for.
     async fn settle_storage(&self, name: &str, nobody_else_writes: bool) -> Result<u64>;
+    async fn decide(&self, name: &str, decision: Decision) -> Result<()>;
     async fn console(&self, name: &str, most_bytes: u64) -> Result<ConsoleOutput>;
 
     async fn preflight(&self, name: &str, request: &MigrationRequest) -> Result<Preflight>;

@@ -9,8 +9,8 @@ use vmferry_engine::report::MigrationReport;
 use vmferry_service::api::types::StreamEvent;
 use vmferry_service::client::{ApiClient, ClientError};
 use vmferry_service::model::{
-    ConsoleOutput, Drain, DrainRequest, HostInfo, Migration, MigrationRequest, MigrationStarted,
-    Preflight, Vm, VmSpec,
+    ConsoleOutput, Decision, Drain, DrainRequest, HostInfo, Migration, MigrationRequest,
+    MigrationStarted, Preflight, Vm, VmSpec,
 };
 use vmferry_transports::TlsIdentity;
 
@@ -131,6 +131,11 @@ impl Remote for Service {
     async fn settle_storage(&self, name: &str, nobody_else_writes: bool) -> api::Result<u64> {
         let settled = self.client.settle_storage(name, nobody_else_writes).await;
         settled.map_err(|e| self.wrong(e))
+    }
+
+    async fn decide(&self, name: &str, decision: Decision) -> api::Result<()> {
+        let decided = self.client.decide(name, decision).await;
+        decided.map_err(|e| self.wrong(e))
     }
 
     async fn console(&self, name: &str, most_bytes: u64) -> api::Result<ConsoleOutput> {

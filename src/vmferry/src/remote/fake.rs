@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use vmferry_engine::report::MigrationReport;
 use vmferry_service::model::{
-    BootSpec, ConsoleOutput, Direction, Drain, DrainItem, DrainRequest, HostInfo, Limits,
+    BootSpec, ConsoleOutput, Decision, Direction, Drain, DrainItem, DrainRequest, HostInfo, Limits,
     Migration, MigrationRequest, MigrationStarted, MigrationState, Preflight, Vm, VmSpec, VmState,
 };
 
@@ -150,6 +150,11 @@ impl Remote for Fake {
     async fn settle_storage(&self, name: &str, nobody_else_writes: bool) -> Result<u64> {
         self.note(format!("settle {name} {nobody_else_writes}"));
         Ok(3)
+    }
+
+    async fn decide(&self, name: &str, decision: Decision) -> Result<()> {
+        self.note(format!("decide {name} {decision:?}"));
+        Ok(())
     }
 
     async fn console(&self, _: &str, _: u64) -> Result<ConsoleOutput> {

@@ -123,8 +123,8 @@ fn step(m: &Migration) -> String {
         MigrationState::Cancelled => format!("{vm}: cancelled, goes on here"),
         MigrationState::Failed => format!("{vm}: failed, goes on here"),
         MigrationState::Undecided => format!(
-            "{vm}: undecided; neither host may run it until an operator has looked at both: \
-             `vmferry vm show {vm}` on each"
+            "{vm}: undecided; neither host may run it until an operator has looked at both \
+             (`vmferry vm show {vm}` on each) and decided (`vmferry vm decide {vm}`)"
         ),
     }
 }

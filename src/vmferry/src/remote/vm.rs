@@ -1,7 +1,7 @@
 //! `vmferry vm`.
 
 use serde_json::json;
-use vmferry_service::model::{BootSpec, Vm};
+use vmferry_service::model::{BootSpec, Decision, Place, Vm};
 
 use super::session::Session;
 use super::table::{Cell, Table, pairs};
@@ -37,6 +37,19 @@ pub(super) async fn run(session: &mut Session, command: VmCommand) -> Result<Exi
         }
         VmCommand::Verify(args) => return verify(session, &args.name).await,
         VmCommand::Console(args) => return console::run(session, &args).await,
+        VmCommand::Decide(args) => {
+            let name = &args.vm.name;
+            let (guest, so) = match args.here {
+                true => (Place::Here, "it is here"),
+                false => (Place::Elsewhere, "it is elsewhere, and forgotten here"),
+            };
+            let certain = args.certain;
+            remote.decide(name, Decision { guest, certain }).await?;
+            if !session.out.json {
+                session.out.text(&format!("{name}: {so}\n"))?;
+            }
+            return Ok(Exit::Ok);
+        }
         VmCommand::SettleStorage(args) => {
             let name = &args.vm.name;
             let writes = remote.settle_storage(name, args.nobody_else_writes).await?;

@@ -8,9 +8,9 @@ use tokio::sync::{Notify, broadcast};
 use vmferry_engine::report::MigrationReport;
 use vmferry_service::control::{Control, ControlError};
 use vmferry_service::model::{
-    ConsoleOutput, Direction, Drain, DrainItem, DrainRequest, HostInfo, KnownJobs, Limits,
-    Migration, MigrationRequest, MigrationStarted, MigrationState, Offer, Preflight, Problem,
-    Reception, ReceptionRequest, ServiceEvent, SettledJobs, Vm, VmSpec, VmState,
+    ConsoleOutput, Decision, Direction, Drain, DrainItem, DrainRequest, HostInfo, KnownJobs,
+    Limits, Migration, MigrationRequest, MigrationStarted, MigrationState, Offer, Preflight,
+    Problem, Reception, ReceptionRequest, ServiceEvent, SettledJobs, Vm, VmSpec, VmState,
 };
 
 type Result<T> = std::result::Result<T, ControlError>;
@@ -192,6 +192,16 @@ impl Control for FakeHost {
             Ok(3)
         } else {
             Err(ControlError::Invalid("somebody has to vouch".to_owned()))
+        }
+    }
+
+    async fn decide(&self, name: &str, decision: Decision) -> Result<()> {
+        self.vm(name).await?;
+        match decision.certain {
+            true => Ok(()),
+            false => Err(ControlError::Invalid(
+                "somebody has to be certain".to_owned(),
+            )),
         }
     }
 

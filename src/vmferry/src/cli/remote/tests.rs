@@ -129,6 +129,8 @@ fn what_makes_no_sense_is_refused() {
         ("host drain --cancel --show", "cannot be used"),
         ("host drain --to b --parallel 0", "1..=64"),
         ("vm settle-storage web-1", "--nobody-else-writes"),
+        ("vm decide web-1 --certain", "--here"),
+        ("vm decide web-1 --here --elsewhere", "cannot be used"),
         ("migrations show xyz", "hexadecimal"),
         ("migrations trace 0a --format zipkin", "jaeger"),
         ("vm console web-1 --tail 2M", "1 to 1M"),

@@ -64,10 +64,14 @@ async fn what_is_done_to_a_machine_says_how_it_is_then() {
     assert_eq!(ran(&fake, "vm delete web-1 --json").await.out, "");
     let settled = ran(&fake, "vm settle-storage web-1 --nobody-else-writes").await;
     assert_eq!(settled.out, "web-1: 3 writes vouched for\n");
+    let decided = ran(&fake, "vm decide web-1 --here --certain").await;
+    assert_eq!(decided.out, "web-1: it is here\n");
     let expected = ["pause", "resume", "stop", "start", "delete", "delete"];
     let expected = expected.map(|call| format!("{call} web-1"));
     assert_eq!(fake.calls()[..6], expected);
     assert_eq!(fake.calls()[6], "settle web-1 true");
+    let decision = "decide web-1 Decision { guest: Here, certain: true }";
+    assert_eq!(fake.calls()[7], decision);
 }
 
 #[tokio::test(start_paused = true)]
