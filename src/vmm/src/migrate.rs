@@ -55,8 +55,9 @@ pub(crate) async fn leave(
             let (sort, of) = (sort_of(machine.config()), machine.clone());
             // Who wants groups, or writers slowed down, wants what only some can do.
             let open = asked.group == "auto" && asked.throttle_pct == 0;
-            let pick = move || match of.tracker(sort.modest()) {
-                Ok(watcher) if open => auto::pick_for(sort, &*watcher),
+            let watcher = sort.watcher().filter(|_| open);
+            let pick = move || match watcher.map(|kind| of.tracker(kind)) {
+                Some(Ok(watcher)) => auto::pick_for(sort, &*watcher),
                 _ => auto::pick(sort),
             };
             // Measuring takes its time, the first time, and looking at the guest each time.

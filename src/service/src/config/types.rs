@@ -115,8 +115,8 @@ pub struct Migration {
     #[schema(value_type = Option<String>, example = "192.0.2.7")]
     pub advertise: Option<IpAddr>,
     /// Directory that disks, kernels and other files of machines from other hosts have to be in,
-    /// links followed: another host cannot have this one open anything else then. Anywhere, where
-    /// nothing is said.
+    /// links followed: another host cannot have this one open another file then. NBD servers are
+    /// reached wherever they are. Files may be anywhere, where nothing is said.
     #[schema(value_type = Option<String>, example = "/srv/vms")]
     pub files_in: Option<PathBuf>,
     /// Migrations that are over and remembered, the newest, with their reports and traces.

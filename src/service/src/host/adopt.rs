@@ -184,7 +184,16 @@ impl Inner {
     async fn take_over(self: &Arc<Self>, entry: &Arc<Entry>, status: &Status) -> bool {
         let record = entry.record();
         if let Some(id) = &record.undecided {
-            entry.with(|d| d.detail = Some(vms::handed_over(id)));
+            // It runs only where a user has decided so, of an earlier service.
+            let decided = status.machine == "running";
+            entry.with(|d| match decided {
+                true => d.record.undecided = None,
+                false => d.detail = Some(vms::handed_over(id)),
+            });
+            entry.note(status);
+            if decided && let Err(error) = self.save(entry).await {
+                tracing::error!(vm = entry.name, %error, "that it is decided is not on disk");
+            }
         }
         if let Some(under_way) = &status.migration {
             self.adopt_migration(entry, under_way);
@@ -216,7 +225,7 @@ impl Inner {
                     return true;
                 }
                 let why = "the host service ended before it was booted: start it";
-                self.died(entry, why.to_owned()).await;
+                self.ended_as(entry, why.to_owned(), false).await;
                 return false;
             }
             _ if status.migration.is_none() => self.ask_again(entry),
@@ -304,8 +313,10 @@ impl Inner {
             if let Some(known) = registry.known.get_mut(&m.id) {
                 known.again = m.state != MigrationState::Queued;
             }
+            registry.admission.end(&m.id);
             registry.admission.ask(&m.id);
             entry.with(|d| d.migration = Some(m.id));
+            self.may_begin.notify_one();
             // A VM is part of one at a time.
             return;
         }
@@ -314,6 +325,11 @@ impl Inner {
     /// The process of a VM is gone; `why`. What it has left says where the guest is. The caller
     /// has the VM's turn.
     pub(super) async fn died(self: &Arc<Self>, entry: &Arc<Entry>, why: String) {
+        self.ended_as(entry, why, true).await;
+    }
+
+    /// As [`Self::died`]; `crashed` where a guest ran in it.
+    async fn ended_as(self: &Arc<Self>, entry: &Arc<Entry>, why: String, crashed: bool) {
         if self.found_end(entry).await && self.entry(&entry.name).is_err() {
             return;
         }
@@ -323,6 +339,10 @@ impl Inner {
         let place = records.as_ref().map(|r| whereabouts(r));
         let came = |r: &Vec<JournalRecord>| r.iter().any(|r| matches!(r, JournalRecord::Owner(_)));
         let has_come = records.as_ref().is_ok_and(came);
+        if matches!(place, Ok(Whereabouts::Here)) {
+            // Whatever was to be decided is.
+            entry.with(|d| d.record.undecided = None);
+        }
         match (place, phase) {
             (Ok(Whereabouts::Left(m)), _) => {
                 let id = m.to_string();
@@ -349,7 +369,7 @@ impl Inner {
             }
             (Ok(_), Phase::Stopped { .. }) => self.end_open(entry, &why, has_come),
             (Ok(_), _) => {
-                let _ = self.stays_stopped(entry, true, Some(why.clone())).await;
+                let _ = self.stays_stopped(entry, crashed, Some(why.clone())).await;
                 self.end_open(entry, &why, has_come);
             }
             (Err(error), _) => {

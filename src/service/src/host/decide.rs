@@ -5,7 +5,7 @@ use std::path::Path;
 use vmferry_journal::{Journal, SledJournal};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::MigrationId;
-use vmferry_protocol::ownership::Record;
+use vmferry_protocol::ownership::{Record, Recovery, Role, recover};
 use vmferry_vmm::JOURNAL;
 use vmferry_vmm::api::Request;
 
@@ -37,10 +37,20 @@ fn keep(dir: &Path, id: &str) -> std::result::Result<(), String> {
     let journal = SledJournal::open(&dir.join(JOURNAL)).map_err(|e| chain(&e))?;
     let records = journal.records().map_err(|e| chain(&e))?;
     let was_here = records.contains(&Record::Relinquished(id));
-    let record = match was_here {
-        true => Record::Reclaimed(id),
-        false => Record::Owner(id),
+    let (role, record) = match was_here {
+        true => (Role::Source, Record::Reclaimed(id)),
+        false => (Role::Destination, Record::Owner(id)),
     };
+    match recover(role, id, &records) {
+        Recovery::AskPeer => {}
+        // Said before, by a service that came no further.
+        Recovery::Run if records.contains(&record) => return Ok(()),
+        _ => {
+            return Err(format!(
+                "migration {id} is not undecided, as the journal has it"
+            ));
+        }
+    }
     journal.append(&[record]).map_err(|e| chain(&e))
 }
 
@@ -73,26 +83,26 @@ impl Inner {
         }
         tracing::warn!(vm = entry.name, id, guest = ?decision.guest, "a user has decided");
         let here = decision.guest == Place::Here;
+        let request = Request::Decide {
+            migration: id.clone(),
+            here,
+        };
         match client {
             // The process tells what comes of it.
             Some(client) if state == VmState::Arriving => {
-                let request = Request::Decide {
-                    migration: id,
-                    here,
-                };
                 let done = client.call(request).await;
                 return done.map(drop).map_err(|e| vms::refused(&e));
             }
+            // Whoever listens to its process finds out what has become of it.
+            None if state == VmState::Arriving => return Err(vms::conflict(entry, state)),
             _ if !here => self.dismiss(entry).await?,
             Some(client) => {
-                let request = Request::Decide {
-                    migration: id.clone(),
-                    here,
-                };
                 client.call(request).await.map_err(|e| vms::refused(&e))?;
                 entry.with(|d| d.record.undecided = None);
-                self.save(entry).await?;
+                let saved = self.save(entry).await;
+                self.decided(&id, here);
                 self.refresh(entry).await?;
+                return saved;
             }
             None => {
                 let (dir, of) = (entry.dir.clone(), id.clone());

@@ -233,11 +233,16 @@ impl Inner {
     /// A migration's turn has come.
     fn its_turn(&self, id: &str) -> Option<(tokio::sync::watch::Receiver<bool>, Kept)> {
         self.update(id, |m| {
-            m.state = MigrationState::Preflight;
-            m.reason = None;
+            if !m.state.is_over() {
+                m.state = MigrationState::Preflight;
+                m.reason = None;
+            }
         });
         let registry = lock(&self.migrations);
         let known = registry.known.get(id)?;
+        if known.kept.migration.state.is_over() {
+            return None;
+        }
         Some((known.cancel.subscribe(), known.kept.clone()))
     }
 
@@ -389,7 +394,11 @@ impl Inner {
         told.collect()
     }
 
-    async fn begin(&self, kept: &Kept, ready: Ready) -> std::result::Result<(), Unready> {
+    async fn begin(
+        self: &Arc<Self>,
+        kept: &Kept,
+        ready: Ready,
+    ) -> std::result::Result<(), Unready> {
         let id = &kept.migration.id;
         let options = self.options(kept, &ready.reception)?;
         self.update_kept(id, |kept| {
@@ -402,7 +411,12 @@ impl Inner {
         match asked {
             Ok(_) => {}
             // Whoever listens to the process finds out what has become of it.
-            Err(ClientError::Gone | ClientError::Silent(_)) => return Ok(()),
+            Err(ClientError::Gone) => return Ok(()),
+            // Nobody is told by it then: it is asked until it says.
+            Err(ClientError::Silent(_)) => {
+                self.is_silent(&ready.entry, "does not answer");
+                return Ok(());
+            }
             // Asked by an earlier service, in its last moment.
             Err(ClientError::Refused(_)) if is_under_way(&ready.client, id).await => {}
             Err(e) => {

@@ -317,6 +317,11 @@ impl Inner {
             ended?;
             return Err(error);
         }
+        // Its process boots none whose journal does not say that it is here.
+        if entry.with(|d| d.record.undecided.take()).is_some() {
+            self.save(entry).await?;
+            self.refresh(entry).await?;
+        }
         Ok(entry.vm())
     }
 
@@ -438,7 +443,7 @@ pub(super) fn no_silent_process(entry: &Entry) -> Result<()> {
     }
 }
 
-fn conflict(entry: &Entry, state: VmState) -> ControlError {
+pub(super) fn conflict(entry: &Entry, state: VmState) -> ControlError {
     let name = &entry.name;
     let detail = entry.with(|d| d.detail.clone());
     let detail = detail.map_or(String::new(), |detail| format!(" ({detail})"));

@@ -68,3 +68,25 @@ async fn a_guest_that_is_elsewhere_is_forgotten_here() {
     a.decide("web", decision(Place::Elsewhere)).await.unwrap();
     assert!(names(&a).await.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_decided_or_never_was_in_doubt_is_nobodys_to_decide() {
+    let lab = Lab::new();
+    let a = lab.host("a").await;
+    a.create(light("web")).await.unwrap();
+    let decide = |host: Arc<Host>| async move { host.decide("web", decision(Place::Here)).await };
+    let Err(ControlError::Conflict(why)) = decide(a.clone()).await else {
+        panic!("there was nothing to decide");
+    };
+    assert!(why.contains("nothing to decide"), "{why}");
+    // As a service leaves it that has had its process take the guest back, and came no further.
+    lab.kill("a", a).await;
+    let file = lab.path("a").join("vms/web/spec.json");
+    let mut record: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    record["undecided"] = "09".repeat(16).into();
+    std::fs::write(&file, record.to_string()).unwrap();
+    let a = lab.host("a").await;
+    runs_unharmed(&a, "web").await;
+    assert!(matches!(decide(a).await, Err(ControlError::Conflict(_))));
+}

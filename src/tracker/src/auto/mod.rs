@@ -55,9 +55,19 @@ impl MachineSort {
         }
     }
 
-    /// The tracker that needs least of the host, and tells of single pages.
+    /// The tracker by which a guest is watched for a [`Sample`]: it tells of single pages, and
+    /// costs nothing where nothing is watched. Dirty rings protect all RAM as soon as they begin.
     #[must_use]
-    pub const fn modest(self) -> TrackerKind {
+    pub const fn watcher(self) -> Option<TrackerKind> {
+        match self {
+            Self::Process => Some(TrackerKind::WpAsync),
+            Self::Kvm => Some(TrackerKind::KvmLog),
+            Self::KvmWithRings => None,
+        }
+    }
+
+    /// The tracker that needs least of the host.
+    const fn modest(self) -> TrackerKind {
         match self {
             Self::Process => TrackerKind::WpAsync,
             Self::Kvm => TrackerKind::KvmLog,
@@ -132,7 +142,7 @@ pub fn pick(sort: MachineSort) -> Choice {
 }
 
 /// As [`pick`], for a guest that runs: `watcher` is its machine's own tracker of the kind that
-/// [`MachineSort::modest`] says, not used otherwise. Blocks for some 30 ms more; where the look
+/// [`MachineSort::watcher`] says, not used otherwise. Blocks for some 30 ms more; where the look
 /// fails, the choice is that of [`pick`].
 #[must_use]
 pub fn pick_for(sort: MachineSort, watcher: &dyn DirtyTracker) -> Choice {

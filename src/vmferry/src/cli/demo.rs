@@ -70,7 +70,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_enum, default_value = "quic")]
     pub(crate) transport: TransportArg,
     /// Page streams
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=16))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) streams: u16,
     /// auto (what has each chunk there soonest; measured), raw, lz4, zstd[:LEVEL], brotli[:LEVEL]
     #[arg(long, default_value = "auto", value_parser = codec)]

@@ -257,7 +257,7 @@ pub(crate) struct OptionArgs {
     #[arg(long, value_enum, help_heading = HOW)]
     transport: Option<TransportArg>,
     /// Page streams, 1 to 64
-    #[arg(long, value_name = "N", help_heading = HOW, value_parser = clap::value_parser!(u16).range(1..=16))]
+    #[arg(long, value_name = "N", help_heading = HOW, value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: Option<u16>,
     /// auto (what has each chunk there soonest; measured), raw, lz4, zstd[:LEVEL], brotli[:LEVEL]
     #[arg(long, value_name = "CODEC", help_heading = HOW, value_parser = codec)]

@@ -21,15 +21,21 @@ impl Vm {
         let id: MigrationId = migration
             .parse()
             .map_err(|e| format!("migration id: {e}"))?;
+        self.the_machine()?;
         let records = self.journal.records().map_err(|e| chain(&e))?;
-        if recover(Role::Source, id, &records) != Recovery::AskPeer {
+        let reclaimed = Record::Reclaimed(id);
+        // Said before, and not heard, or not carried out.
+        let again = records.contains(&reclaimed);
+        if !again && recover(Role::Source, id, &records) != Recovery::AskPeer {
             return Err(format!("migration {migration} is not undecided here"));
         }
         if !here {
             return Err("the guest is elsewhere: end this process".to_owned());
         }
-        let record = [Record::Reclaimed(id)];
-        self.journal.append(&record).map_err(|e| chain(&e))?;
+        self.must_be_here().or_else(|elsewhere| match again {
+            true => Err(elsewhere),
+            false => self.journal.append(&[reclaimed]).map_err(|e| chain(&e)),
+        })?;
         self.with_machine(|machine| machine.resume()).await
     }
 }
@@ -83,8 +89,15 @@ mod tests {
         assert!(why.contains("end this process"), "{why}");
         vm.answer(decide(true)).await.unwrap();
         assert_eq!(vm.the_machine().unwrap().state(), MachineState::Running);
-        assert!(vm.answer(decide(true)).await.is_err());
         vm.answer(Request::Pause).await.unwrap();
         vm.answer(Request::Resume).await.unwrap();
+        // Whoever did not hear the answer asks again; a later handover is another matter.
+        vm.answer(decide(true)).await.unwrap();
+        vm.answer(Request::Pause).await.unwrap();
+        journal
+            .append(&[Record::Relinquished(MigrationId([8; 16]))])
+            .unwrap();
+        assert!(vm.answer(decide(true)).await.is_err());
+        assert_eq!(vm.the_machine().unwrap().state(), MachineState::Paused);
     }
 }
