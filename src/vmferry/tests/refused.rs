@@ -111,7 +111,7 @@ async fn options_that_make_no_sense(kind: MachineKind) {
     let lab = Lab::new();
     let (mut a, mut b) = (lab.host("a").await, lab.host("b").await);
     a.boot(common::busy_guest(kind)).await;
-    let used = (a.used().await, b.used().await);
+    let used = (a.used_with_ram().await, b.used().await);
     let right = Move::new(&a, &b);
     type Change = fn(&mut Move);
     let wrong: [(Change, &str); 9] = [
