@@ -135,7 +135,7 @@ fn unknown_values_are_named_with_what_there_is() {
         ("--fill 1:2:3", "sum to 100"),
         ("--mem much", "512M"),
         ("--vcpus 0", "1..=8"),
-        ("--streams 17", "1..=16"),
+        ("--streams 65", "1..=64"),
         ("--hops 0", "1..=1000"),
         ("--max-blackout 3", "300ms"),
         ("--rate fast", "--rate"),
