@@ -272,29 +272,6 @@ fn a_destination_that_does_not_come_back_leaves_the_guest_to_an_operator_who_tak
 }
 
 #[test]
-fn what_has_not_come_whole_is_nobodys_to_decide() {
-    run(async {
-        let guest = Guest::small().await;
-        // Nothing of the guest's state passes.
-        let script = Script::new(|said, _| match said.name {
-            "State" => Step::Hold,
-            _ => Step::Pass,
-        });
-        let plan = Plan {
-            silence: SILENCE,
-            ..Plan::scripted(&script)
-        };
-        let under = begin(&guest, &plan).await;
-        for here in [true, false] {
-            let why = under.destination.operator().decide(here).await.unwrap_err();
-            assert!(why.contains("not come whole"), "{why}");
-        }
-        let ended = under.end().await;
-        settle(guest, ended).await;
-    });
-}
-
-#[test]
 fn kvm_a_cut_in_pre_copy_and_one_in_the_handover() {
     if !has_kvm() {
         return;

@@ -30,8 +30,8 @@ pub enum Record {
     Settled(MigrationId, Settlement),
     /// Destination: the guest has been told how a storage job ended.
     Completed(MigrationId, JobKey),
-    /// Source, after `Relinquished`: an operator vouches that the destination has not become owner
-    /// and never will; the guest is here again.
+    /// Source, after `Relinquished`: the destination has not become owner and never will, as it was
+    /// not told, or as an operator vouches; the guest is here again.
     Reclaimed(MigrationId),
 }
 

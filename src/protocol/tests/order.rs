@@ -6,12 +6,21 @@ use common::{MIGRATION, T, TOKEN, destination, hello, on_disk, shape};
 use vmferry_protocol::destination::{Destination, DestinationEvent, DestinationOutput};
 use vmferry_protocol::ids::{ChunkId, MigrationId, Token};
 use vmferry_protocol::message::{AbortCode, Message};
-use vmferry_protocol::ownership::Stored;
+use vmferry_protocol::ownership::{Record, Stored};
 use vmferry_protocol::version::Speaks;
 use vmferry_protocol::wire::digest;
 
 fn outputs(destination: &mut Destination) -> Vec<DestinationOutput> {
     std::iter::from_fn(|| destination.poll_output()).collect()
+}
+
+/// What it wants to have on disk.
+fn written(destination: &mut Destination) -> Vec<Record> {
+    let records = outputs(destination).into_iter().map(|output| match output {
+        DestinationOutput::Persist(persist) => persist.records().to_vec(),
+        _ => Vec::new(),
+    });
+    records.flatten().collect()
 }
 
 fn record(outputs: Vec<DestinationOutput>) -> Stored {
@@ -209,4 +218,34 @@ fn pages_that_come_after_all_have_come_are_refused() {
         )
     };
     assert!(outputs(&mut d).iter().any(aborts));
+}
+
+#[test]
+fn an_operator_decides_of_a_whole_guest_without_a_source_and_of_nothing_else() {
+    // Neither before all has come, nor beside the source.
+    let mut early = destination();
+    let mut beside = prepared();
+    for d in [&mut early, &mut beside] {
+        assert!(d.taken_by_operator().is_err());
+        assert!(d.discarded_by_operator().is_err());
+        assert_eq!(outputs(d), []);
+    }
+    let alone = || {
+        let mut d = prepared();
+        let detail = "cut".to_owned();
+        d.handle_event(T, DestinationEvent::ConnectionLost { detail });
+        let _ = outputs(&mut d);
+        d
+    };
+    let mut taken = alone();
+    taken.taken_by_operator().unwrap();
+    assert_eq!(written(&mut taken), [Record::Owner(MIGRATION)]);
+    // Said twice it is the same, and it cannot be taken back.
+    taken.taken_by_operator().unwrap();
+    assert!(taken.discarded_by_operator().is_err());
+    assert_eq!(outputs(&mut taken), []);
+    let mut discarded = alone();
+    discarded.discarded_by_operator().unwrap();
+    assert!(discarded.taken_by_operator().is_err());
+    assert_eq!(written(&mut discarded), [Record::Discarded(MIGRATION)]);
 }

@@ -16,7 +16,7 @@ use vmferry_journal::{Journal, JournalError};
 use vmferry_machine::{Beat, Machine, MachineConfig, MachineEvent, MachineState, Recorder, Role};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::MigrationId;
-use vmferry_protocol::ownership::{Record, Recovery, Role as Protocol, recover};
+use vmferry_protocol::ownership::Record;
 use vmferry_protocol::source::Outcome;
 use vmferry_transports::{Bandwidth, Connector};
 
@@ -333,21 +333,6 @@ impl Vm {
             pause_ns: end.pause_ns,
         }));
         self.ended(Some(id), end).await;
-    }
-
-    /// A migration has failed, or was cancelled. Where `relinquished` could not be flushed it may
-    /// be on disk all the same; the commit was never sent, so the guest is here.
-    fn stays_here(&self, migration: &str) {
-        let Ok(id) = migration.parse::<MigrationId>() else {
-            return;
-        };
-        let reclaim = |records: Vec<Record>| match recover(Protocol::Source, id, &records) {
-            Recovery::AskPeer => self.journal.append(&[Record::Reclaimed(id)]),
-            _ => Ok(()),
-        };
-        if let Err(error) = self.journal.records().and_then(reclaim) {
-            tracing::error!(%error, "the journal may say that the guest is elsewhere: it is here");
-        }
     }
 
     /// A migration has ended: that is on disk before it is told.

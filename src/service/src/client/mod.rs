@@ -66,17 +66,22 @@ impl ApiClient {
     }
 
     async fn send<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
-        let json = serde_json::to_vec(body).map_err(|e| self.target.strange(e))?;
-        let body = Sent::Json(Bytes::from(json));
-        self.target.ask(Method::POST, path, body).await
+        self.target.ask(Method::POST, path, self.json(body)?).await
     }
 
     async fn delete(&self, path: &str) -> Result<()> {
-        let answer = self
-            .target
-            .send(Method::DELETE, path, Sent::Nothing)
-            .await?;
+        self.tell(Method::DELETE, path, Sent::Nothing).await
+    }
+
+    /// What has no answer but that it is done.
+    async fn tell(&self, method: Method, path: &str, body: Sent) -> Result<()> {
+        let answer = self.target.send(method, path, body).await?;
         self.target.body(answer).await.map(drop)
+    }
+
+    fn json(&self, body: &impl Serialize) -> Result<Sent> {
+        let json = serde_json::to_vec(body).map_err(|e| self.target.strange(e))?;
+        Ok(Sent::Json(Bytes::from(json)))
     }
 
     async fn text(&self, path: &str) -> Result<String> {
@@ -197,11 +202,8 @@ impl ApiClient {
 
     /// Decides where a guest is of which neither host can know.
     pub async fn decide(&self, name: &str, decision: Decision) -> Result<()> {
-        let json = serde_json::to_vec(&decision).map_err(|e| self.target.strange(e))?;
-        let body = Sent::Json(Bytes::from(json));
-        let path = vm(name, "/decide");
-        let answer = self.target.send(Method::POST, &path, body).await?;
-        self.target.body(answer).await.map(drop)
+        let body = self.json(&decision)?;
+        self.tell(Method::POST, &vm(name, "/decide"), body).await
     }
 
     /// The last bytes of its consoles.

@@ -21,22 +21,36 @@ impl Vm {
         let id: MigrationId = migration
             .parse()
             .map_err(|e| format!("migration id: {e}"))?;
+        if !here {
+            return Err("a guest that is elsewhere needs no process: end it".to_owned());
+        }
         self.the_machine()?;
         let records = self.journal.records().map_err(|e| chain(&e))?;
-        let reclaimed = Record::Reclaimed(id);
-        // Said before, and not heard, or not carried out.
-        let again = records.contains(&reclaimed);
-        if !again && recover(Role::Source, id, &records) != Recovery::AskPeer {
-            return Err(format!("migration {migration} is not undecided here"));
+        match recover(Role::Source, id, &records) {
+            Recovery::AskPeer => self
+                .journal
+                .append(&[Record::Reclaimed(id)])
+                .map_err(|e| chain(&e))?,
+            // Said before, and not heard, or not carried out.
+            _ if records.contains(&Record::Reclaimed(id)) => self.must_be_here()?,
+            _ => return Err(format!("migration {migration} is not undecided here")),
         }
-        if !here {
-            return Err("the guest is elsewhere: end this process".to_owned());
-        }
-        self.must_be_here().or_else(|elsewhere| match again {
-            true => Err(elsewhere),
-            false => self.journal.append(&[reclaimed]).map_err(|e| chain(&e)),
-        })?;
         self.with_machine(|machine| machine.resume()).await
+    }
+
+    /// A migration has failed, or was cancelled. Where `relinquished` could not be flushed it may
+    /// be on disk all the same; the commit was never sent, so the guest is here.
+    pub(super) fn stays_here(&self, migration: &str) {
+        let Ok(id) = migration.parse::<MigrationId>() else {
+            return;
+        };
+        let reclaim = |records: Vec<Record>| match recover(Role::Source, id, &records) {
+            Recovery::AskPeer => self.journal.append(&[Record::Reclaimed(id)]),
+            _ => Ok(()),
+        };
+        if let Err(error) = self.journal.records().and_then(reclaim) {
+            tracing::error!(%error, "the journal may say that the guest is elsewhere: it is here");
+        }
     }
 }
 
@@ -86,7 +100,7 @@ mod tests {
         let why = vm.answer(Request::Resume).await.unwrap_err();
         assert!(why.contains("and decide"), "{why}");
         let why = vm.answer(decide(false)).await.unwrap_err();
-        assert!(why.contains("end this process"), "{why}");
+        assert!(why.contains("end it"), "{why}");
         vm.answer(decide(true)).await.unwrap();
         assert_eq!(vm.the_machine().unwrap().state(), MachineState::Running);
         vm.answer(Request::Pause).await.unwrap();
@@ -99,5 +113,10 @@ mod tests {
             .unwrap();
         assert!(vm.answer(decide(true)).await.is_err());
         assert_eq!(vm.the_machine().unwrap().state(), MachineState::Paused);
+        // That one turns out to have failed: its record was on disk though its flush was not heard of.
+        vm.stays_here(&MigrationId([8; 16]).to_string());
+        vm.answer(Request::Resume).await.unwrap();
+        vm.stays_here(&MigrationId([8; 16]).to_string());
+        assert_eq!(journal.records().unwrap().len(), 4);
     }
 }
