@@ -22,8 +22,9 @@ const CODECS: [&str; 7] = [
 /// Time that `auto` may take, as a share of what the best codec for all takes, and of raw.
 const OF_BEST: f64 = 1.05;
 const OF_RAW: f64 = 1.02;
-/// Speed that a guest that uses all processors may lose to `auto` in pre-copy, in per cent.
-const BROWNOUT_PCT: f64 = 3.0;
+/// What `auto` may take of the vCPUs' time where the guest uses all processors, in per cent: its
+/// codecs' processor time, and what vCPUs wait for a processor beyond what they do with raw.
+const TAKEN_PCT: f64 = 3.0;
 /// Bytes that `auto` may send of mixed content over 100 Mbit/s, as a share of raw.
 const BYTES: f64 = 0.45;
 
@@ -147,12 +148,17 @@ fn judge(cell: &Cell, codecs: &BTreeMap<String, Medians>) -> Vec<Judged> {
         }
     }
     if cell.load == Load::Busy {
-        let beside = raw.and_then(|raw| raw.brownout_pct);
-        let beside = beside.map_or_else(String::new, |pct| format!(" (raw {pct:.3})"));
         bars.push(judged(
-            &format!("{cell}: brownout with auto, per cent{beside}"),
-            auto.brownout_pct.unwrap_or(f64::NAN),
-            BROWNOUT_PCT,
+            &format!("{cell}: processor time of auto's codecs, per cent of the vCPUs'"),
+            auto.codecs_pct,
+            TAKEN_PCT,
+        ));
+    }
+    if let (Load::Busy, Some(raw)) = (cell.load, raw) {
+        bars.push(judged(
+            &format!("{cell}: vCPUs waited, per cent more with auto than with raw"),
+            auto.run_delay_pct - raw.run_delay_pct,
+            TAKEN_PCT,
         ));
     }
     bars
@@ -174,7 +180,7 @@ fn run(args: &Args) -> Result<Vec<Outcome>, String> {
 
 fn print(outcomes: &[Outcome]) {
     println!(
-        "link Mbit/s  content     load  codec       total ms   MiB sent  brownout %  by codec"
+        "link Mbit/s  content     load  codec       total ms   MiB sent  brownout %  waited %  codecs %  by codec"
     );
     for outcome in outcomes {
         for (codec, medians) in &outcome.codecs {

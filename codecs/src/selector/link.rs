@@ -9,6 +9,12 @@ use std::time::Duration;
 /// Busy time after which a measurement counts for 1/e: a link that changes is known in two of these.
 const MEMORY: Duration = Duration::from_millis(60);
 
+/// What buffers on the way take at once, however slow the link is: before more than this was taken,
+/// nothing is known of it.
+const BUFFERS: u64 = 2 << 20;
+/// What is assumed until then, in bytes per second: 1 Gbit/s.
+pub(super) const ASSUMED: f64 = 125e6;
+
 /// Measures a link. Times are since any fixed moment, and do not go back.
 #[derive(Clone, Debug, Default)]
 pub struct LinkMeter {
@@ -43,11 +49,12 @@ impl LinkMeter {
         self.total += bytes;
     }
 
-    /// Bytes per second; none before anything was measured. Where senders have waited for longer
+    /// Bytes per second; none before the link can be told from the buffers before it, or is seen to
+    /// be slower than anybody assumes. Where senders have waited for longer
     /// than they should have, what they wait for counts as if it came now.
     #[must_use]
     pub fn bytes_per_second(&self, now: Duration) -> Option<f64> {
-        let known = (self.busy > 0.0 && self.bytes > 0.0).then(|| self.bytes / self.busy);
+        let known = (self.total >= BUFFERS && self.busy > 0.0).then(|| self.bytes / self.busy);
         if self.senders == 0 {
             return known;
         }
@@ -55,7 +62,10 @@ impl LinkMeter {
         let fade = (-waited / MEMORY.as_secs_f64()).exp();
         let at_best = self.bytes * fade + self.sending as f64;
         let at_best = at_best / (self.busy * fade + waited).max(1e-6);
-        Some(known.map_or(at_best, |known| known.min(at_best)))
+        match known {
+            Some(known) => Some(known.min(at_best)),
+            None => Some(at_best).filter(|at_best| *at_best < ASSUMED),
+        }
     }
 
     /// Bytes taken in all.
@@ -90,6 +100,23 @@ mod tests {
         send(&mut meter, &mut now, 125e6, MS * 300);
         let rate = meter.bytes_per_second(now).unwrap();
         assert!((rate / 125e6 - 1.0).abs() < 0.01, "{rate}");
+    }
+
+    /// A megabyte and a half at the speed of memory, then 100 Mbit/s.
+    #[test]
+    fn what_buffers_take_says_nothing_of_the_link() {
+        let (mut meter, mut now) = (LinkMeter::default(), Duration::ZERO);
+        send(&mut meter, &mut now, 4e9, MS * 2);
+        assert!(meter.total() > 1_000_000 && meter.total() < BUFFERS);
+        assert_eq!(meter.bytes_per_second(now), None);
+        // But for one that stands still.
+        let mut still = meter.clone();
+        still.begin(now, 100_000);
+        assert_eq!(still.bytes_per_second(now), None);
+        assert!(still.bytes_per_second(now + MS * 300).unwrap() < 1e6);
+        send(&mut meter, &mut now, 12.5e6, MS * 500);
+        let rate = meter.bytes_per_second(now).unwrap();
+        assert!(rate < 14e6, "{rate}");
     }
 
     #[test]

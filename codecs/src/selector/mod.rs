@@ -14,38 +14,46 @@
 //! the dual variable of the linear program that this is). A link that changes changes the queue,
 //! and with it the choice, before it is even measured.
 //!
+//! While no processor is idle, what compressing takes it takes from somebody: then it may use a
+//! small share of the processors ([`Conditions::may_take`]), and what does not fit in goes raw.
+//!
 //! *v* and *r* are learned for each kind of content ([`Content`]); what was measured last counts
 //! most. *v* is by processor time, divided by the share of a processor that compressors get.
 //!
 //! Pure: time, link and processors are told, nothing is measured here.
 
+mod allowance;
 mod link;
 mod model;
 
 use std::time::Duration;
 
+use allowance::Allowance;
+use link::ASSUMED;
 pub use link::LinkMeter;
 pub use model::CANDIDATES;
 use model::{Estimate, Model};
 
 use crate::{CodecSpec, Content};
 
-/// What is assumed before anything was measured: 1 Gbit/s and a queue that is a third full, so that
-/// what nearly vanishes is compressed, and nothing else.
-const UNMEASURED: f64 = 125e6;
-const UNMEASURED_FILL: f64 = 0.3;
+/// Until the link is known a queue is assumed that is rather full, so that what compresses well is
+/// compressed quickly. On a quick link that costs milliseconds, on a slow one raw megabytes would
+/// cost seconds.
+const UNMEASURED_FILL: f64 = 0.7;
 /// A codec must save this share of what sending the chunk raw takes: in doubt, raw.
 const MUST_SAVE: f64 = 0.05;
 /// What a second of processor time is worth in seconds of the migration: a little while
-/// processors are idle (heat, other users), more where none is.
+/// processors are idle (heat, other users), more where none is, and more the less of it is left.
 const PRICE_IDLE: f64 = 0.02;
 const PRICE_BUSY: f64 = 0.3;
 /// Spare processors from which on they are there for the taking.
 const SPARE: f64 = 0.5;
 /// Every so many chunks, a codec may be tried that is not known to be best.
 const TRY_EVERY: u64 = 24;
-/// How much better than known a codec may turn out, and worse than the best it may be by now.
+/// How much better than known a codec may turn out, and than assumed where it was never tried on
+/// such content; and how much worse than the best it may be by now.
 const HOPE: f64 = 0.75;
+const HOPE_UNTRIED: f64 = 0.5;
 const TRY_WITHIN: f64 = 1.5;
 /// From so full a queue on, the link is said to be what everything waits for.
 const LINK_BOUND: f64 = 0.5;
@@ -67,6 +75,8 @@ pub struct Conditions {
     pub share: f64,
     /// Processors of this host that nobody but this migration uses.
     pub spare: f64,
+    /// Processors that compressing may take from others where none is idle, on average.
+    pub may_take: f64,
 }
 
 /// Why a codec was chosen.
@@ -78,6 +88,8 @@ pub enum Why {
     Saves,
     /// Compressing would take longer than it saves.
     TooSlow,
+    /// No processor is idle, and compressing has had what it may take from the guest.
+    GuestFirst,
     /// There is nothing to be saved.
     Incompressible,
     /// To see how it does.
@@ -96,6 +108,7 @@ impl Why {
             Self::Link => "link",
             Self::Saves => "saves",
             Self::TooSlow => "too-slow",
+            Self::GuestFirst => "guest-first",
             Self::Incompressible => "incompressible",
             Self::Trial => "trial",
             Self::Fixed => "fixed",
@@ -121,6 +134,7 @@ pub struct Choice {
 #[derive(Clone, Debug, Default)]
 pub struct Selector {
     model: Model,
+    allowance: Allowance,
     chunks: u64,
 }
 
@@ -130,26 +144,30 @@ impl Selector {
         self.chunks += 1;
         let (link, least_fill) = match at.bytes_per_second {
             Some(measured) => (measured.max(1.0), 0.0),
-            None => (UNMEASURED, UNMEASURED_FILL),
+            None => (ASSUMED, UNMEASURED_FILL),
         };
         let (size, fill) = (bytes as f64, at.fill.clamp(least_fill, 1.0));
-        let price = if at.spare >= SPARE {
-            PRICE_IDLE
-        } else {
-            PRICE_BUSY
-        };
+        let idle = at.spare >= SPARE;
+        self.allowance
+            .refill(at.now, (!idle).then_some(at.may_take));
+        let price = if idle { PRICE_IDLE } else { PRICE_BUSY };
+        let dearer = self.allowance.scarcity();
         let share = at.share.clamp(LEAST_SHARE, 1.0) * at.compressors.max(1) as f64;
         let raw = fill * size / link;
-        let costs = |cell: Estimate| {
+        let costs_at = |price: f64, cell: Estimate| {
             let processor = size * cell.cost * 1e-9;
             cell.ratio * raw + (1.0 - fill) * processor / share + price * processor
         };
+        let costs = |cell: Estimate| costs_at(price * dearer, cell);
         let known = |n: usize| self.model.estimate(content, n);
-        let (best, least) = (0..CANDIDATES.len())
+        let affordable = |n: &usize| self.allowance.covers(size * known(*n).cost * 1e-9);
+        let saves = |cost: f64| cost < raw * (1.0 - MUST_SAVE);
+        let all = || 0..CANDIDATES.len();
+        let best = (all().filter(affordable))
             .map(|n| (n, costs(known(n))))
-            .min_by(|(_, a), (_, b)| a.total_cmp(b))
-            .expect("there are candidates");
-        let worth_it = least < raw * (1.0 - MUST_SAVE);
+            .filter(|(_, cost)| saves(*cost))
+            .min_by(|(_, a), (_, b)| a.total_cmp(b));
+        let least = best.map_or(raw, |(_, cost)| cost);
         let mut choice = Choice {
             codec: CodecSpec::Raw,
             why: Why::TooSlow,
@@ -157,20 +175,23 @@ impl Selector {
             cost_raw: raw,
         };
         if self.chunks.is_multiple_of(TRY_EVERY)
-            && let Some(n) = self.worth_a_trial(content, at.now, least.min(raw), costs)
+            && let Some(n) = self.worth_a_trial(content, at.now, least, costs)
+            && affordable(&n)
         {
             choice.codec = CANDIDATES[n];
             choice.why = Why::Trial;
             choice.cost = costs(known(n));
-        } else if worth_it {
+        } else if let Some((best, cost)) = best {
             choice.codec = CANDIDATES[best];
             choice.why = if fill >= LINK_BOUND {
                 Why::Link
             } else {
                 Why::Saves
             };
-            choice.cost = least;
-        } else if known(best).ratio > 1.0 - MUST_SAVE {
+            choice.cost = cost;
+        } else if all().any(|n| saves(costs_at(price, known(n)))) {
+            choice.why = Why::GuestFirst;
+        } else if all().all(|n| known(n).ratio > 1.0 - MUST_SAVE) {
             choice.why = Why::Incompressible;
         }
         choice
@@ -188,10 +209,19 @@ impl Selector {
         stale
             .map(|n| (n, self.model.estimate(content, n)))
             .filter(|(_, known)| costs(*known) < best * TRY_WITHIN)
-            .map(|(n, known)| (n, costs(known.hoped(HOPE))))
+            .map(|(n, known)| {
+                let untried = self.model.is_untried(content, n);
+                let hope = if untried { HOPE_UNTRIED } else { HOPE };
+                (n, costs(known.hoped(hope)))
+            })
             .filter(|(_, hoped)| *hoped < best)
             .min_by(|(_, a), (_, b)| a.total_cmp(b))
             .map(|(n, _)| n)
+    }
+
+    /// Counts processor time that compressing took beside what [`Self::learn`] is told.
+    pub fn charge(&mut self, processor: Duration) {
+        self.allowance.take(processor);
     }
 
     /// Learns from a chunk of `plain` bytes that became `encoded` in `processor` time of a thread.
@@ -204,6 +234,7 @@ impl Selector {
         (plain, encoded): (usize, usize),
         processor: Duration,
     ) {
+        self.charge(processor);
         let Some(n) = CANDIDATES.iter().position(|c| *c == codec) else {
             return;
         };

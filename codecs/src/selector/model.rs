@@ -96,6 +96,10 @@ impl Model {
         )
     }
 
+    pub(super) fn is_untried(&self, content: Content, candidate: usize) -> bool {
+        self.measured[content as usize][candidate].times == 0
+    }
+
     pub(super) fn is_stale(&self, content: Content, candidate: usize, now: Duration) -> bool {
         let seen = self.measured[content as usize][candidate];
         let after = STALE * (1 << seen.times.saturating_sub(1).min(MOST_DOUBLINGS));

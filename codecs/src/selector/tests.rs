@@ -9,6 +9,9 @@ const QUEUE: f64 = 0.02;
 const AT_LEAST: f64 = 1e6;
 const AT_MOST: f64 = 8e6;
 
+/// More than there is.
+const NO_LIMIT: f64 = 100.0;
+
 /// What a codec really does with the content: nanoseconds a byte and ratio.
 type Truth = fn(CodecSpec) -> (f64, f64);
 
@@ -102,6 +105,7 @@ fn moved(world: &World, chunks: usize, fixed: Option<CodecSpec>) -> (f64, f64, V
             compressors: world.threads,
             share: world.share,
             spare: world.idle,
+            may_take: NO_LIMIT,
         };
         let codec =
             fixed.unwrap_or_else(|| selector.choose(world.content, CHUNK, &conditions).codec);
@@ -151,7 +155,8 @@ fn it_is_never_much_behind_the_best_fixed_codec_nor_behind_raw() {
                     content,
                     truth,
                 };
-                let chunks = [8_000, 5_000, 3_000, 1500][n];
+                // 4 GiB where they take a second: the first are compressed before the link is known.
+                let chunks = [16_000, 5_000, 3_000, 1500][n];
                 let (auto, _, _) = moved(&world, chunks, None);
                 let fixed = all().map(|codec| (moved(&world, chunks, Some(codec)).0, codec));
                 let (best, codec) = fixed.min_by(|(a, _), (b, _)| a.total_cmp(b)).unwrap();
@@ -202,6 +207,7 @@ fn it_reacts_to_a_slower_link_within_200_ms() {
                 compressors: 1,
                 share: 1.0,
                 spare: 1.0,
+                may_take: NO_LIMIT,
             };
             let choice = selector.choose(Content::Text, CHUNK, &conditions);
             if choice.why != Why::Trial {
@@ -221,7 +227,7 @@ fn it_reacts_to_a_slower_link_within_200_ms() {
 }
 
 #[test]
-fn in_doubt_nothing_is_compressed() {
+fn in_doubt_nothing_is_compressed_that_takes_long_or_saves_little() {
     let mut selector = Selector::default();
     let unknown = Conditions {
         now: Duration::ZERO,
@@ -230,8 +236,12 @@ fn in_doubt_nothing_is_compressed() {
         compressors: 1,
         share: 1.0,
         spare: 1.0,
+        may_take: NO_LIMIT,
     };
     let choice = selector.choose(Content::Text, CHUNK, &unknown);
+    let (cost, ratio) = selector.known(Content::Text, choice.codec).unwrap();
+    assert!(cost < 5.0 && ratio < 0.6, "{choice:?}");
+    let choice = selector.choose(Content::Random, CHUNK, &unknown);
     assert_eq!(choice.codec, CodecSpec::Raw);
     // Nor what is known not to shrink, however slow the link.
     let slow = Conditions {
@@ -271,4 +281,61 @@ fn what_was_measured_counts_more_than_what_was_assumed() {
     let (_, zstd) = selector.known(Content::Text, CodecSpec::Zstd(3)).unwrap();
     assert!(zstd < zstd_before / 2.0, "{zstd_before} {zstd}");
     assert_eq!(selector.known(Content::Text, CodecSpec::Raw), None);
+}
+
+/// A gigabit link, a guest that uses all processors, compressors that would get a tenth of one.
+#[test]
+fn while_no_processor_is_idle_it_takes_no_more_than_it_may() {
+    const MAY_TAKE: f64 = 0.05;
+    let mut selector = Selector::default();
+    let (mut now, mut used, mut spared) = (0.0, Duration::ZERO, 0);
+    while now < 10.0 {
+        let conditions = Conditions {
+            now: at(now),
+            bytes_per_second: Some(125e6),
+            fill: 0.9,
+            compressors: 1,
+            share: 0.1,
+            spare: 0.1,
+            may_take: MAY_TAKE,
+        };
+        let choice = selector.choose(Content::Text, CHUNK, &conditions);
+        spared += u32::from(choice.why == Why::GuestFirst);
+        let (cost, ratio) = text(choice.codec);
+        let processor = CHUNK as f64 * cost * 1e-9;
+        let encoded = (CHUNK as f64 * ratio) as usize;
+        selector.learn(
+            Content::Text,
+            choice.codec,
+            at(now),
+            (CHUNK, encoded),
+            at(processor),
+        );
+        used += at(processor);
+        now += CHUNK as f64 / 125e6;
+    }
+    let share = used.as_secs_f64() / 10.0;
+    assert!(share > MAY_TAKE * 0.8 && share < MAY_TAKE * 1.05, "{share}");
+    assert!(spared > 0);
+    // With processors to spare, and where the guest stands still, nothing is spared.
+    let idle = Conditions {
+        now: at(now),
+        bytes_per_second: Some(125e6),
+        fill: 1.0,
+        compressors: 1,
+        share: 1.0,
+        spare: 1.0,
+        may_take: MAY_TAKE,
+    };
+    for _ in 0..1000 {
+        let choice = selector.choose(Content::Text, CHUNK, &idle);
+        assert_ne!(choice.codec, CodecSpec::Raw);
+        selector.learn(
+            Content::Text,
+            choice.codec,
+            at(now),
+            (CHUNK, CHUNK / 3),
+            Duration::from_millis(1),
+        );
+    }
 }

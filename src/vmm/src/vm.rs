@@ -297,6 +297,9 @@ impl Vm {
                 peak_extra_rss_bytes,
                 timeline,
             }) => {
+                if let Some(reason) = &failure {
+                    tracing::warn!(reason, "nothing has arrived");
+                }
                 let migration_id = match std::mem::replace(&mut self.job, Job::None) {
                     Job::Arriving(_, id) => id,
                     _ => None,

@@ -44,6 +44,11 @@ const READ_BUFFER: usize = 32 << 10;
 /// The same at the end that reads control messages only.
 const SMALL_READ_BUFFER: usize = 16 << 10;
 
+/// What the kernel takes of a stream before it has sent it, in bytes. By default it takes as much as
+/// its buffer holds, megabytes: then a slow link looks quick for as long, what is urgent waits
+/// behind them, and pages grow old in them.
+const UNSENT: u32 = 256 << 10;
+
 /// Sets what a stream between two hosts needs. What the system does not know is left out.
 fn tune(stream: &TcpStream) {
     let socket = SockRef::from(stream);
@@ -51,9 +56,10 @@ fn tune(stream: &TcpStream) {
         .with_time(SILENCE / 2)
         .with_interval(SILENCE / 5)
         .with_retries(3);
-    let settings: [io::Result<()>; 3] = [
+    let settings: [io::Result<()>; 4] = [
         // Messages go at once; pages come in large pieces anyway.
         socket.set_tcp_nodelay(true),
+        socket.set_tcp_notsent_lowat(UNSENT),
         // Finds a peer that is gone while nothing is on its way,
         socket.set_tcp_keepalive(&keepalive),
         // and while something is: without it the system tries for a quarter of an hour.

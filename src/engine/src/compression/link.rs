@@ -34,16 +34,16 @@ struct State {
 
 impl Default for Link {
     fn default() -> Self {
-        Self::new(1)
+        Self::new(1, Clock::start())
     }
 }
 
 impl Link {
-    /// Of so many page streams.
+    /// Of so many page streams; its times are `clock`'s.
     #[must_use]
-    pub fn new(streams: u16) -> Self {
+    pub(crate) fn new(streams: u16, clock: Clock) -> Self {
         Self {
-            clock: Clock::start(),
+            clock,
             at_least: ((u64::from(streams) + MORE_CHUNKS) * CHUNK).min(AT_MOST),
             state: Mutex::default(),
             room: Condvar::new(),

@@ -15,7 +15,7 @@ use vmferry_codecs::selector::{Choice, Conditions, Selector, Why};
 use vmferry_codecs::{CodecChoice, CodecError, CodecId, Content, Encoders, PAGE};
 
 pub use link::Link;
-use tally::Tally;
+use tally::{Sample, Tally};
 
 use crate::processors::pool::Gate;
 use crate::processors::priority::{WorkTimer, Worked};
@@ -24,6 +24,8 @@ use crate::processors::priority::{WorkTimer, Worked};
 const LATEST: f64 = 0.1;
 /// A chunk is sent as a difference where an earlier version of at least this part of its pages is kept.
 const KNOWN_PART: usize = 2;
+/// Share of the processors that compressing may take from others while none is idle.
+const TAKEN_AT_MOST: f64 = 0.03;
 /// Every so many choices, one is told to whoever traces.
 const TOLD_EVERY: u64 = 64;
 
@@ -34,6 +36,8 @@ pub struct Compression {
     link: Arc<Link>,
     gate: Arc<Gate>,
     sent: Cache,
+    /// Processors that may be taken from others.
+    may_take: f64,
     shared: Mutex<Shared>,
 }
 
@@ -67,9 +71,11 @@ impl Compression {
     /// For so many threads, with so many bytes for versions of pages that were sent before.
     #[must_use]
     pub fn new(how: CodecChoice, link: Arc<Link>, threads: usize, kept: usize) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             how,
             link,
+            may_take: TAKEN_AT_MOST * processors as f64,
             gate: Arc::new(Gate::new(threads)),
             sent: Cache::new(kept),
             shared: Mutex::new(Shared {
@@ -113,7 +119,7 @@ impl Compression {
         out: &mut Vec<u8>,
     ) -> Result<CodecId, CodecError> {
         let content = Content::of(pages.bytes);
-        let mut choice = self.choose(content, pages.bytes.len());
+        let (mut choice, at) = self.choose(content, pages.bytes.len());
         let start = out.len();
         let mut timer = WorkTimer::start();
         let codec = if self.difference(pages, (content, choice), space, out)? {
@@ -121,7 +127,8 @@ impl Compression {
             CodecId::Delta
         } else {
             // What was tried before is not this codec's cost.
-            timer = WorkTimer::start();
+            let tried = std::mem::replace(&mut timer, WorkTimer::start()).worked();
+            self.lock().selector.charge(tried.ran);
             let encoder = space.encoders.of(choice.codec)?;
             match encoder.encode(pages.bytes, out)? {
                 true => encoder.id(),
@@ -139,18 +146,29 @@ impl Compression {
             CodecId::Raw => pages.bytes.len(),
             _ => out.len() - start,
         };
-        self.learn(pages, (content, choice), codec, encoded, worked);
+        let chunk = Sample {
+            content,
+            choice,
+            at,
+            codec,
+            plain: pages.bytes.len(),
+            encoded,
+            processor: worked.ran,
+        };
+        self.learn(pages.pass, chunk, worked);
         Ok(codec)
     }
 
-    fn choose(&self, content: Content, bytes: usize) -> Choice {
+    /// The choice, and what it rests on where there was one.
+    fn choose(&self, content: Content, bytes: usize) -> (Choice, Option<Conditions>) {
         if let CodecChoice::Fixed(codec) = self.how {
-            return Choice {
+            let choice = Choice {
                 codec,
                 why: Why::Fixed,
                 cost: 0.0,
                 cost_raw: 0.0,
             };
+            return (choice, None);
         }
         let (now, bytes_per_second, fill) = self.link.state();
         let (compressors, spare) = self.gate.room();
@@ -162,6 +180,7 @@ impl Compression {
             compressors,
             share: shared.share,
             spare,
+            may_take: self.may_take,
         };
         let choice = shared.selector.choose(content, bytes, &conditions);
         shared.choices += 1;
@@ -180,7 +199,7 @@ impl Compression {
                 "a codec was chosen"
             );
         }
-        choice
+        (choice, Some(conditions))
     }
 
     /// Appends the difference to what the destination has, where that is known of enough pages,
@@ -222,21 +241,17 @@ impl Compression {
         Ok(shorter)
     }
 
-    fn learn(
-        &self,
-        pages: Pages<'_>,
-        (content, choice): (Content, Choice),
-        codec: CodecId,
-        encoded: usize,
-        worked: Worked,
-    ) {
+    fn learn(&self, pass: u32, chunk: Sample, worked: Worked) {
         let now = self.link.now();
         let mut shared = self.lock();
-        let plain = pages.bytes.len();
-        if choice.why != Why::Difference {
+        if chunk.choice.why == Why::Difference {
+            shared.selector.charge(worked.ran);
+        } else {
+            let shrunk = (chunk.plain, chunk.encoded);
+            let (content, codec) = (chunk.content, chunk.choice.codec);
             shared
                 .selector
-                .learn(content, choice.codec, now, (plain, encoded), worked.ran);
+                .learn(content, codec, now, shrunk, worked.ran);
         }
         if worked.took > Duration::ZERO {
             let share = worked.ran.as_secs_f64() / worked.took.as_secs_f64();
@@ -244,13 +259,6 @@ impl Compression {
             let weight = LATEST * (worked.ran.as_secs_f64() / 100e-6).min(1.0);
             shared.share += weight * (share.min(1.0) - shared.share);
         }
-        let name = match codec {
-            CodecId::Raw => CodecId::Raw.name().to_owned(),
-            CodecId::Delta => CodecId::Delta.name().to_owned(),
-            _ => choice.codec.to_string(),
-        };
-        shared
-            .tally
-            .count((pages.pass, name), choice.why, (plain, encoded), worked.ran);
+        shared.tally.count(pass, chunk);
     }
 }

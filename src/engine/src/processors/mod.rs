@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use budget::{Budget, Slots};
 use idle::Usage;
 use pool::{Control, Gate, Sample};
-use priority::Helpers;
+use priority::{Helpers, Seen};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use steer::Threads;
 
@@ -41,9 +41,11 @@ impl Watch {
                 return;
             };
             let mut threads = Threads::of(threads::VCPU, allowed);
+            let mut seen = Seen::default();
             let mut look = Look::new(&gate, budget, allowed);
             loop {
                 threads.look();
+                helpers.look_after(&mut seen);
                 look.at(&gate, &helpers);
                 if !until.rest(EVERY) {
                     break;

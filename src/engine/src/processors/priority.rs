@@ -3,42 +3,43 @@
 //! guest may wait for, nor for ever: where no processor is ever idle, a migration that only takes
 //! what is left over would not end, and they take a small share.
 
+//!
+//! What gets only idle time may hold a lock while it gets none, and who waits for that lock waits
+//! with it: page streams, and what keeps the connection alive. So what a helper does here again and
+//! again takes no lock, and one that gets nowhere in the middle of its work is seen from outside
+//! ([`Helpers::look_after`]).
+
+use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::time::ClockId;
+
+use super::threads;
 
 /// A thread's number in the kernel.
 type Tid = libc::pid_t;
 
 /// Threads whose priority changes together.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Helpers(Arc<Mutex<State>>);
+pub(crate) struct Helpers(Arc<Shared>);
 
 #[derive(Debug, Default)]
-struct State {
-    threads: Vec<Tid>,
-    /// The guest stands still.
-    paused: bool,
+struct Shared {
+    /// The guest stands still, or did.
+    paused: AtomicBool,
     /// No processor was idle for so long that they take a share.
-    starved: bool,
+    starved: AtomicBool,
+    threads: Mutex<Vec<Tid>>,
 }
 
-impl State {
-    fn policy(&self) -> libc::c_int {
-        if self.paused || self.starved {
-            libc::SCHED_OTHER
-        } else {
-            libc::SCHED_IDLE
-        }
-    }
-
-    fn apply(&self) {
-        for thread in &self.threads {
-            let _ = set(*thread, self.policy());
-        }
-    }
+/// Helpers that wanted to run when they were last looked at, and how long they had run by then.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    at: Option<Instant>,
+    ran: HashMap<Tid, Duration>,
 }
 
 /// How far helpers step back where they take a share: about a fifteenth of a processor that a vCPU
@@ -51,35 +52,34 @@ const RAN_AT_LEAST: u32 = 10;
 impl Helpers {
     /// The calling thread is one of them, and steps back.
     pub(crate) fn join(&self) {
-        let thread = own_tid();
         // On Linux this is the calling thread's alone. Without it, only the guest is slower.
         let _ = rustix::process::setpriority_process(None, NICE);
         if can_return() {
-            let mut state = self.lock();
-            state.threads.push(thread);
-            let _ = set(thread, state.policy());
+            self.threads().push(own_tid());
+            self.settle();
         }
     }
 
     /// The calling thread is none of them any more.
     pub(crate) fn leave(&self) {
         let thread = own_tid();
-        self.lock().threads.retain(|t| *t != thread);
+        if can_return() {
+            // Not while it holds the lock.
+            let _ = set(0, libc::SCHED_OTHER);
+        }
+        self.threads().retain(|t| *t != thread);
     }
 
-    /// The guest stands still, or does not.
-    pub(crate) fn pause(&self, paused: bool) {
-        let mut state = self.lock();
-        state.paused = paused;
-        state.apply();
+    /// The guest stands still: helpers step back no more.
+    pub(crate) fn hurry(&self) {
+        self.0.paused.store(true, SeqCst);
+        self.apply();
     }
 
     /// Whether no processor is idle, so that they take a share, or there are again.
     pub(crate) fn starve(&self, starved: bool) {
-        let mut state = self.lock();
-        if state.starved != starved {
-            state.starved = starved;
-            state.apply();
+        if self.0.starved.swap(starved, SeqCst) != starved {
+            self.apply();
         }
     }
 
@@ -88,13 +88,9 @@ impl Helpers {
     pub(crate) fn work<T>(&self, f: impl FnOnce() -> T) -> T {
         let timer = WorkTimer::start();
         let result = f();
-        let Worked { took, ran } = timer.worked();
-        if starved(took, ran) && self.steps_back() {
-            tracing::info!(
-                ?took,
-                ?ran,
-                "no processor is idle: compressors take a share"
-            );
+        if self.was_starved(timer.worked()) {
+            // What follows takes a lock.
+            let _ = set(0, libc::SCHED_OTHER);
             self.starve(true);
         }
         result
@@ -102,28 +98,88 @@ impl Helpers {
 
     /// Whether helpers take a share because no processor is idle.
     pub(crate) fn were_starved(&self) -> bool {
-        self.lock().starved
+        self.0.starved.load(SeqCst)
     }
 
-    fn steps_back(&self) -> bool {
-        self.lock().policy() == libc::SCHED_IDLE
+    /// Looks whether a helper wants to run as it did at the last look, and has hardly run since.
+    pub(crate) fn look_after(&self, seen: &mut Seen) {
+        let threads = self.threads().clone();
+        let now = Instant::now();
+        let took = seen.at.map_or(Duration::ZERO, |at| now - at);
+        let (mut ran_now, mut stuck) = (HashMap::new(), false);
+        for tid in threads.into_iter().filter(|&tid| threads::is_runnable(tid)) {
+            let Some(ran) = threads::times(tid).map(|times| times.ran) else {
+                continue;
+            };
+            if let Some(before) = seen.ran.get(&tid) {
+                let ran = ran.saturating_sub(*before);
+                stuck |= self.was_starved(Worked { took, ran });
+            }
+            ran_now.insert(tid, ran);
+        }
+        if stuck {
+            self.starve(true);
+        }
+        (seen.at, seen.ran) = (Some(now), ran_now);
+    }
+
+    /// Whether something took so long, and ran for that, as helpers get idle time only.
+    fn was_starved(&self, Worked { took, ran }: Worked) -> bool {
+        let was = starved(took, ran) && self.policy() == libc::SCHED_IDLE;
+        if was {
+            tracing::debug!(
+                ?took,
+                ?ran,
+                "no processor is idle: compressors take a share"
+            );
+        }
+        was
     }
 
     /// Does what somebody may wait for at ordinary priority. For helpers only.
     pub(crate) fn undisturbed<T>(&self, f: impl FnOnce() -> T) -> T {
-        if !can_return() || !self.steps_back() {
+        if !can_return() {
             return f();
         }
+        // Whatever holds: it may not have been applied yet.
         let _ = set(0, libc::SCHED_OTHER);
         let result = f();
-        // What holds now: it may have been changed meanwhile.
-        let state = self.lock();
-        let _ = set(0, state.policy());
+        self.settle();
         result
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn policy(&self) -> libc::c_int {
+        if self.0.paused.load(SeqCst) || self.0.starved.load(SeqCst) {
+            libc::SCHED_OTHER
+        } else {
+            libc::SCHED_IDLE
+        }
+    }
+
+    /// The calling thread gets the priority that holds now. Whoever changes what holds does that
+    /// first, and [`Self::apply`] then: what is changed after the second look is applied after it.
+    fn settle(&self) {
+        loop {
+            let policy = self.policy();
+            let _ = set(0, policy);
+            if self.policy() == policy {
+                return;
+            }
+        }
+    }
+
+    /// All get the priority that holds now.
+    fn apply(&self) {
+        for thread in &*self.threads() {
+            let _ = set(*thread, self.policy());
+        }
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Vec<Tid>> {
+        self.0
+            .threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -215,6 +271,49 @@ mod tests {
         assert!(helpers.were_starved());
     }
 
+    /// Also where a test fails: who waits for it must not wait for ever.
+    struct SetAtLast<'a>(&'a AtomicBool);
+
+    impl Drop for SetAtLast<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, SeqCst);
+        }
+    }
+
+    /// That a thread did not run is told, not brought about: the machine may be busy or not.
+    #[test]
+    fn a_helper_that_wants_to_run_and_does_not_is_seen_from_outside() {
+        if !can_return() {
+            eprintln!("left out: this process may not leave SCHED_IDLE, so no helper steps back");
+            return;
+        }
+        let helpers = Helpers::default();
+        let (ended, joined) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let _end = SetAtLast(&ended);
+            scope.spawn(|| {
+                helpers.join();
+                joined.store(true, SeqCst);
+                while !ended.load(SeqCst) {
+                    std::hint::spin_loop();
+                }
+                helpers.leave();
+            });
+            while !joined.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            let mut seen = Seen::default();
+            helpers.look_after(&mut seen);
+            assert_eq!(seen.ran.len(), 1);
+            // Long ago, and it has not run since.
+            seen.at = Instant::now().checked_sub(STARVED * 2);
+            seen.ran.values_mut().for_each(|ran| *ran = Duration::MAX);
+            helpers.look_after(&mut seen);
+            assert!(helpers.were_starved());
+        });
+        assert!(helpers.threads().is_empty());
+    }
+
     #[test]
     fn a_helper_steps_back_alone_and_hurries_when_asked() {
         let helpers = Helpers::default();
@@ -224,11 +323,11 @@ mod tests {
             let back = own_policy();
             let undisturbed = helpers.undisturbed(own_policy);
             assert_eq!(own_policy(), back);
-            helpers.pause(true);
+            helpers.hurry();
             let hurried = own_policy();
             assert_eq!(helpers.undisturbed(own_policy), hurried);
             helpers.leave();
-            assert!(helpers.lock().threads.is_empty());
+            assert!(helpers.threads().is_empty());
             (back, undisturbed, hurried)
         });
         let (back, undisturbed, hurried) = thread.join().unwrap();

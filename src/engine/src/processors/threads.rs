@@ -56,6 +56,12 @@ pub(super) fn processor(tid: i32) -> Option<usize> {
     processor_in(&stat)
 }
 
+/// Whether a thread runs, or wants to.
+pub(super) fn is_runnable(tid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/self/task/{tid}/stat"));
+    stat.is_ok_and(|stat| state_in(&stat) == Some("R"))
+}
+
 /// Time on a processor, time on a run queue, timeslices.
 fn parsed(schedstat: &str) -> Option<Times> {
     let mut figures = schedstat.split_whitespace();
@@ -64,6 +70,12 @@ fn parsed(schedstat: &str) -> Option<Times> {
         ran: next()?,
         waited: next()?,
     })
+}
+
+/// The third field of /proc/PID/stat.
+fn state_in(stat: &str) -> Option<&str> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().next()
 }
 
 /// The 39th field of /proc/PID/stat (man proc_pid_stat); the second, in brackets, may have anything
@@ -94,6 +106,7 @@ mod tests {
         let stat = format!("7 (a) b (c) {}", fields.join(" "));
         assert_eq!(processor_in(&stat), Some(39));
         assert_eq!(processor_in("7 (a"), None);
+        assert_eq!(state_in("7 (a) R (c) S 4"), Some("S"));
     }
 
     #[test]
@@ -101,6 +114,7 @@ mod tests {
         let me = rustix::thread::gettid().as_raw_nonzero().get();
         assert!(numbers().contains(&me));
         assert!(name(me).is_some() && times(me).is_some() && processor(me).is_some());
+        assert!(is_runnable(me));
         assert_eq!(vcpus(), Times::default());
     }
 }

@@ -119,6 +119,9 @@ pub struct PassReport {
     /// For how many chunks the codec was chosen for what reason.
     #[serde(default)]
     pub choices: BTreeMap<String, u64>,
+    /// Some of these choices one by one: at most 16, from all of the pass.
+    #[serde(default)]
+    pub sampled: Vec<ChoiceReport>,
     /// Whether the guest was paused.
     pub r#final: bool,
 }
@@ -136,6 +139,39 @@ pub struct CodecReport {
     pub ratio: f64,
     /// Processor time, summed over all threads, in milliseconds.
     pub processor_ms: f64,
+}
+
+/// A codec that was chosen for a chunk, what that rests on, and what it came to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChoiceReport {
+    /// In milliseconds since the migration began.
+    pub at_ms: f64,
+    /// What the chunk was sent as.
+    pub codec: String,
+    /// Why, in the words of [`PassReport::choices`].
+    pub why: String,
+    /// The kind of content that was seen.
+    pub content: String,
+    /// Pages with content.
+    pub pages: u64,
+    /// Encoded bytes.
+    pub bytes: u64,
+    /// Processor time that encoding took, in microseconds.
+    pub processor_us: f64,
+    /// What the choice was expected to cost, in microseconds of what everything waits for.
+    pub cost_us: f64,
+    /// What sending it raw was expected to cost.
+    pub cost_raw_us: f64,
+    /// What the link took, in Mbit/s; none before that was known.
+    pub link_mbit: Option<f64>,
+    /// How full the queue before the link was, 0 to 1.
+    pub queue: f64,
+    /// Compressors that might work at a time.
+    pub compressors: u64,
+    /// Share of a processor that a compressor got.
+    pub share: f64,
+    /// Processors that nobody but this migration used.
+    pub spare: f64,
 }
 
 /// A decision of the policy.

@@ -119,7 +119,8 @@ impl Migration {
         };
         let compressors = options.compressors.max(1);
         let kept = usize::try_from(options.delta_cache_bytes).unwrap_or(usize::MAX);
-        let link = Arc::new(Link::new(options.streams));
+        let clock = Clock::start();
+        let link = Arc::new(Link::new(options.streams, clock));
         let compression = Arc::new(Compression::new(options.codec, link, compressors, kept));
         let encoders = (0..compressors).map(|_| {
             let (ram, tracker, compression) = (ram.clone(), tracker.clone(), compression.clone());
@@ -129,7 +130,6 @@ impl Migration {
         let helpers = Helpers::default();
         let budget = options.budget.clone();
         let watch = Watch::start(compression.gate().clone(), helpers.clone(), budget);
-        let clock = Clock::start();
         let layout = shape.ram.clone();
         let config = SourceConfig {
             migration: options.migration,
@@ -282,7 +282,7 @@ impl Migration {
             SourceOutput::Pause => {
                 // Now, and not while the guest stands still.
                 self.run_delay_at_pause = Some(threads::vcpus().waited);
-                self.helpers.pause(true);
+                self.helpers.hurry();
                 self.watch.stop();
                 team.hands.do_send(Do::Pause(machine));
             }
@@ -290,7 +290,7 @@ impl Migration {
             SourceOutput::SaveState => team.hands.do_send(Do::Save(machine)),
             SourceOutput::Persist(persist) => team.journal.do_send(Write(persist)),
             SourceOutput::ResumeGuest { run } => {
-                self.helpers.pause(false);
+                // Helpers step back no more: nobody looks after them, and this migration is over.
                 team.hands.do_send(Do::Resume(machine, run));
                 // After the guest runs: it can take long, and the guest would wait for it.
                 team.tracker.do_send(StopTracking);

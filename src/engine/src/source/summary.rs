@@ -12,10 +12,10 @@ use vmferry_tracker::NotificationCosts;
 
 use super::SourceOptions;
 use crate::clock::Clock;
-use crate::compression::tally::{Tally, Used};
+use crate::compression::tally::{Sample, Tally, Used};
 use crate::report::{
-    BlackoutBreakdown, CodecReport, DecisionReport, GuestReport, IoReport, MigrationReport,
-    NotificationReport, PassReport, ReportOutcome, timeline,
+    BlackoutBreakdown, ChoiceReport, CodecReport, DecisionReport, GuestReport, IoReport,
+    MigrationReport, NotificationReport, PassReport, ReportOutcome, timeline,
 };
 
 fn ms(d: Duration) -> f64 {
@@ -32,8 +32,32 @@ fn codec(used: Used) -> CodecReport {
     }
 }
 
+fn choice(sample: &Sample) -> Option<ChoiceReport> {
+    let at = sample.at?;
+    let us = |seconds: f64| seconds * 1e6;
+    Some(ChoiceReport {
+        at_ms: ms(at.now),
+        codec: sample.codec_name(),
+        why: sample.choice.why.name().to_owned(),
+        content: sample.content.name().to_owned(),
+        pages: sample.plain as u64 / PAGE_SIZE,
+        bytes: sample.encoded as u64,
+        processor_us: us(sample.processor.as_secs_f64()),
+        cost_us: us(sample.choice.cost),
+        cost_raw_us: us(sample.choice.cost_raw),
+        link_mbit: at.bytes_per_second.map(|rate| rate * 8e-6),
+        queue: at.fill,
+        compressors: at.compressors as u64,
+        share: at.share,
+        spare: at.spare,
+    })
+}
+
 fn pass(p: &PassStats, tally: &Tally) -> PassReport {
     let codecs = tally.codecs(p.pass);
+    let mut sampled: Vec<_> = tally.choices(p.pass).iter().filter_map(choice).collect();
+    // Compressors tell when they have done what they chose to do.
+    sampled.sort_by(|a, b| a.at_ms.total_cmp(&b.at_ms));
     PassReport {
         pass: p.pass,
         began_ms: ms(p.began),
@@ -51,6 +75,7 @@ fn pass(p: &PassStats, tally: &Tally) -> PassReport {
             .reasons(p.pass)
             .map(|(why, n)| (why.to_owned(), n))
             .collect(),
+        sampled,
         bytes_wire: p.bytes_wire,
         r#final: p.paused,
     }

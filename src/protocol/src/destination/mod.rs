@@ -140,7 +140,7 @@ impl Destination {
                 "the source has been silent for {} s",
                 self.config.silence.as_secs_f64()
             );
-            self.connection_lost(detail);
+            self.silent(detail);
         }
         if self.lingers_until().is_some_and(|until| now >= until) {
             self.finish(DestinationOutcome::Completed);
@@ -428,6 +428,21 @@ impl Destination {
             }
             State::Owner { .. } => self.jobs_not_written(),
             _ => {}
+        }
+    }
+
+    /// The source may still hear, though it says nothing: it is told why, where this ends it.
+    fn silent(&mut self, detail: String) {
+        match self.state {
+            State::AwaitHello
+            | State::AwaitOffer
+            | State::Preparing
+            | State::Receiving
+            | State::Restoring => {
+                let detail = format!("the connection to the source was lost: {detail}");
+                self.fail(AbortCode::Failed, detail);
+            }
+            _ => self.connection_lost(detail),
         }
     }
 

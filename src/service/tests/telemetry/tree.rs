@@ -217,7 +217,10 @@ fn assert_completed(tree: &Tree) {
     let first = tree.at("migration/pass 1");
     assert!(int(first, "vmferry.pass.pages_considered") > 0);
     assert!(int(first, "vmferry.pass.bytes_wire") > 0);
-    assert!(events(first).contains(&"decided") && events(first).contains(&"codec used"));
+    for event in ["decided", "codec used", "codec choices"] {
+        assert!(events(first).contains(&event), "{event}");
+    }
+    assert_choices(first);
     assert_eq!(
         events(tree.at("migration/blackout/handover")),
         ["relinquished"]
@@ -241,6 +244,20 @@ fn assert_completed(tree: &Tree) {
     let took = |s: &Span| s.end_time_unix_nano - s.start_time_unix_nano;
     let parts: u64 = blackout_parts(tree).map(took).sum();
     assert!(parts.abs_diff(took(blackout)) < 1000);
+}
+
+/// Some choices of codecs one by one, when they were made.
+fn assert_choices(pass: &Span) {
+    let chosen = pass.events.iter().filter(|e| e.name == "codec chosen");
+    let chosen: Vec<_> = chosen.collect();
+    assert!((1..=16).contains(&chosen.len()), "{}", chosen.len());
+    for choice in chosen {
+        let during = pass.start_time_unix_nano..=pass.end_time_unix_nano;
+        assert!(during.contains(&choice.time_unix_nano));
+        for name in ["vmferry.codec", "vmferry.reason", "vmferry.content"] {
+            assert!(attribute(&choice.attributes, name).is_some(), "{name}");
+        }
+    }
 }
 
 fn blackout_parts(tree: &Tree) -> impl Iterator<Item = &Span> {

@@ -1,6 +1,8 @@
 //! The source's spans: `migration` and its parts.
 
-use vmferry_engine::report::{MigrationReport, PassReport, ReportOutcome, SourceTimeline};
+use vmferry_engine::report::{
+    ChoiceReport, MigrationReport, PassReport, ReportOutcome, SourceTimeline,
+};
 
 use super::super::record::MigrationRecord;
 use super::super::span::{Attribute, Event, Kind, Span, Status};
@@ -174,6 +176,11 @@ fn connect(tree: &mut Tree<'_>, t: &SourceTimeline, ending: &Ending<'_>) {
 
 fn add_pass<'t>(tree: &'t mut Tree<'_>, r: &MigrationReport, p: &PassReport) -> &'t mut Span {
     let name = format!("pass {}", p.pass);
+    let sampled: Vec<_> = p
+        .sampled
+        .iter()
+        .map(|c| choice(c, tree.at(c.at_ms)))
+        .collect();
     let span = tree.add(ROOT, &name, p.began_ms, p.began_ms + p.duration_ms);
     span.attributes = vec![
         ("vmferry.pass.number", u64::from(p.pass).into()),
@@ -203,8 +210,9 @@ fn add_pass<'t>(tree: &'t mut Tree<'_>, r: &MigrationReport, p: &PassReport) -> 
             ("vmferry.reason", why.as_str().into()),
             ("vmferry.codec.chunks", (*chunks).into()),
         ];
-        span.events.push(event("codec chosen", at, choice));
+        span.events.push(event("codec choices", at, choice));
     }
+    span.events.extend(sampled);
     for d in r.decisions.iter().filter(|d| d.after_pass == p.pass) {
         let decided = vec![
             ("vmferry.decision", d.decision.as_str().into()),
@@ -215,6 +223,26 @@ fn add_pass<'t>(tree: &'t mut Tree<'_>, r: &MigrationReport, p: &PassReport) -> 
         span.events.push(event("decided", at, decided));
     }
     span
+}
+
+/// One chunk's choice, of those that were kept one by one.
+fn choice(c: &ChoiceReport, at: u64) -> Event {
+    let mut a: Vec<Attribute> = vec![
+        ("vmferry.codec", c.codec.as_str().into()),
+        ("vmferry.reason", c.why.as_str().into()),
+        ("vmferry.content", c.content.as_str().into()),
+        ("vmferry.codec.pages", c.pages.into()),
+        ("vmferry.codec.bytes", c.bytes.into()),
+        ("vmferry.codec.processor_us", c.processor_us.into()),
+        ("vmferry.codec.cost_us", c.cost_us.into()),
+        ("vmferry.codec.cost_raw_us", c.cost_raw_us.into()),
+        ("vmferry.link.queue", c.queue.into()),
+        ("vmferry.compressors", c.compressors.into()),
+        ("vmferry.compressors.share", c.share.into()),
+        ("vmferry.processors.spare", c.spare.into()),
+    ];
+    push(&mut a, "vmferry.link.mbit", c.link_mbit);
+    event("codec chosen", at, a)
 }
 
 fn blackout(tree: &mut Tree<'_>, r: &MigrationReport, ending: &Ending<'_>) {
