@@ -13,6 +13,7 @@ use tokio::sync::{oneshot, watch};
 use vmferry_journal::Journal;
 use vmferry_machine::{HeldIo, IoEvent, Machine};
 use vmferry_memory::GuestRam;
+use vmferry_protocol::ids::Time;
 use vmferry_protocol::message::VmShape;
 use vmferry_protocol::policy::READ_BUDGET;
 use vmferry_protocol::source::{Outcome, Source, SourceConfig, SourceEvent, SourceOutput};
@@ -147,7 +148,8 @@ impl Migration {
             trace: options.trace,
         };
         Ok(Self {
-            core: Source::new(config, clock.now()),
+            // It began when its clock did: all its times are from there.
+            core: Source::new(config, Time::ZERO),
             clock,
             connector_name: connector.name(),
             tracker: tracker.clone(),

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use vmferry_block::MemoryDisk;
+use vmferry_codecs::CodecChoice;
 use vmferry_engine::source::SourceOperator;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_protocol::trace::TraceParent;
@@ -82,6 +83,7 @@ pub(crate) async fn completed() -> Sides {
     disk.refuse_cancel(true);
     let plan = Plan {
         disk: Some(disk.clone()),
+        codec: CodecChoice::Auto,
         trace: Some(|id| migration_context(id, Some(&CALLER))),
         ..Plan::default()
     };
