@@ -3,7 +3,9 @@
 mod common;
 
 use common::{MIGRATION, T, TOKEN, destination, hello, on_disk, shape};
-use vmferry_protocol::destination::{Destination, DestinationEvent, DestinationOutput};
+use vmferry_protocol::destination::{
+    Destination, DestinationEvent, DestinationOutcome, DestinationOutput,
+};
 use vmferry_protocol::ids::{ChunkId, MigrationId, Token};
 use vmferry_protocol::message::{AbortCode, Message};
 use vmferry_protocol::ownership::{Record, Stored};
@@ -202,6 +204,28 @@ fn a_prepared_destination_waits_and_is_not_moved_by_loss_silence_or_cancel() {
     );
     assert_eq!(outputs(&mut d), [DestinationOutput::AwaitReconnect]);
     assert!(!d.is_owner());
+}
+
+#[test]
+fn a_destination_that_gives_up_for_silence_says_so_first() {
+    let mut d = destination();
+    d.handle_message(T, hello(TOKEN, Speaks::CURRENT));
+    d.handle_message(T, Message::Offer(Box::new(shape())));
+    d.handle_event(T, DestinationEvent::MachineReady);
+    outputs(&mut d);
+    d.handle_timeout(10 * T);
+    assert_eq!(outputs(&mut d), [], "not yet");
+    d.handle_timeout(11 * T);
+    let said = outputs(&mut d);
+    let DestinationOutput::Send(Message::Abort { code, detail, .. }) = &said[0] else {
+        panic!("{said:?}");
+    };
+    assert_eq!(*code, AbortCode::Failed);
+    assert!(detail.contains("silent"), "{detail}");
+    assert!(matches!(
+        said.last(),
+        Some(DestinationOutput::Finished(DestinationOutcome::Aborted { detail: why })) if why == detail
+    ));
 }
 
 #[test]

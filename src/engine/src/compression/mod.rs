@@ -26,8 +26,6 @@ const LATEST: f64 = 0.1;
 const KNOWN_PART: usize = 2;
 /// Share of the processors that compressing may take from others while none is idle.
 const TAKEN_AT_MOST: f64 = 0.03;
-/// Every so many choices, one is told to whoever traces.
-const TOLD_EVERY: u64 = 64;
 
 /// What a migration's compressors share.
 #[derive(Debug)]
@@ -46,7 +44,6 @@ struct Shared {
     selector: Selector,
     tally: Tally,
     share: f64,
-    choices: u64,
 }
 
 /// Working memory of a compressor.
@@ -82,7 +79,6 @@ impl Compression {
                 selector: Selector::default(),
                 tally: Tally::default(),
                 share: 1.0,
-                choices: 0,
             }),
         }
     }
@@ -183,22 +179,6 @@ impl Compression {
             may_take: self.may_take,
         };
         let choice = shared.selector.choose(content, bytes, &conditions);
-        shared.choices += 1;
-        if shared.choices.is_multiple_of(TOLD_EVERY) {
-            tracing::debug!(
-                codec = %choice.codec,
-                why = choice.why.name(),
-                content = content.name(),
-                cost_us = choice.cost * 1e6,
-                cost_raw_us = choice.cost_raw * 1e6,
-                link_bytes_per_second = bytes_per_second,
-                fill,
-                compressors,
-                share = conditions.share,
-                spare,
-                "a codec was chosen"
-            );
-        }
         (choice, Some(conditions))
     }
 
