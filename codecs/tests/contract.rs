@@ -3,15 +3,19 @@
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use vmferry_codecs::selector::CANDIDATES;
 use vmferry_codecs::{CodecId, CodecSpec, PAGE, decode, delta, encoder};
 
 /// What stands before an encoding, and must stay.
 const BEFORE: &[u8] = b"before";
 
-/// Every codec that is chosen from, and raw.
+/// Every codec, with every level that can be asked for.
 fn specs() -> impl Iterator<Item = CodecSpec> {
-    CANDIDATES.into_iter().chain([CodecSpec::Raw])
+    let zstd = (-5..=9).filter(|level| *level != 0).map(CodecSpec::Zstd);
+    let others = [CodecSpec::Raw, CodecSpec::Lz4];
+    others
+        .into_iter()
+        .chain(zstd)
+        .chain((0..=5).map(CodecSpec::Brotli))
 }
 
 /// Pages and what was sent of them before.

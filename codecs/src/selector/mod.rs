@@ -14,6 +14,10 @@
 //! the dual variable of the linear program that this is). A link that changes changes the queue,
 //! and with it the choice, before it is even measured.
 //!
+//! A destination that has no processor to receive with makes the queue as full as a slow link does,
+//! and fewer bytes help little there. It tells ([`ReceiverMeter`]); as far as it is what everything
+//! waits for, a chunk costs what it gives the destination to do instead of its bytes.
+//!
 //! While no processor is idle, what compressing takes it takes from somebody: then it may use a
 //! small share of the processors ([`Conditions::may_take`]), and what does not fit in goes raw.
 //!
@@ -25,6 +29,7 @@
 mod allowance;
 mod link;
 mod model;
+mod receiver;
 
 use std::time::Duration;
 
@@ -33,6 +38,7 @@ use link::ASSUMED;
 pub use link::LinkMeter;
 pub use model::CANDIDATES;
 use model::{Estimate, Model};
+pub use receiver::ReceiverMeter;
 
 use crate::{CodecSpec, Content};
 
@@ -50,11 +56,12 @@ const PRICE_BUSY: f64 = 0.3;
 const SPARE: f64 = 0.5;
 /// Every so many chunks, a codec may be tried that is not known to be best.
 const TRY_EVERY: u64 = 24;
-/// How much better than known a codec may turn out, and than assumed where it was never tried on
-/// such content; and how much worse than the best it may be by now.
+/// How much better than known a codec may turn out: more the longer ago it was tried, and most
+/// where it was never tried on such content. And how much worse than the best it may be by now.
 const HOPE: f64 = 0.75;
+const HOPE_FADES: Duration = Duration::from_secs(4);
 const HOPE_UNTRIED: f64 = 0.5;
-const TRY_WITHIN: f64 = 1.5;
+const TRY_WITHIN: f64 = 2.0;
 /// From so full a queue on, the link is said to be what everything waits for.
 const LINK_BOUND: f64 = 0.5;
 /// Compressors that get less than this share of a processor are as good as stopped.
@@ -73,10 +80,12 @@ pub struct Conditions {
     pub compressors: usize,
     /// Share of a processor that a compressor gets while it works, 0 to 1.
     pub share: f64,
-    /// Processors of this host that nobody but this migration uses.
+    /// Processors of this host that nobody but compressors uses.
     pub spare: f64,
     /// Processors that compressing may take from others where none is idle, on average.
     pub may_take: f64,
+    /// How far the destination is what everything waits for ([`ReceiverMeter::behind`]), 0 to 1.
+    pub receiver: f64,
 }
 
 /// Why a codec was chosen.
@@ -90,6 +99,9 @@ pub enum Why {
     TooSlow,
     /// No processor is idle, and compressing has had what it may take from the guest.
     GuestFirst,
+    /// The destination's processors are what everything waits for: decoding would take longer
+    /// there than it saves.
+    Receiver,
     /// There is nothing to be saved.
     Incompressible,
     /// To see how it does.
@@ -109,6 +121,7 @@ impl Why {
             Self::Saves => "saves",
             Self::TooSlow => "too-slow",
             Self::GuestFirst => "guest-first",
+            Self::Receiver => "receiver",
             Self::Incompressible => "incompressible",
             Self::Trial => "trial",
             Self::Fixed => "fixed",
@@ -152,19 +165,24 @@ impl Selector {
             .refill(at.now, (!idle).then_some(at.may_take));
         let price = if idle { PRICE_IDLE } else { PRICE_BUSY };
         let dearer = self.allowance.scarcity();
-        let share = at.share.clamp(LEAST_SHARE, 1.0) * at.compressors.max(1) as f64;
+        let compressors = at.compressors.max(1) as f64;
+        // What there is for the taking they get, however little they got when there was less.
+        let share = at.share.max(at.spare / compressors).clamp(LEAST_SHARE, 1.0) * compressors;
         let raw = fill * size / link;
-        let costs_at = |price: f64, cell: Estimate| {
+        let receiver = at.receiver.clamp(0.0, 1.0);
+        let costs_at = |price: f64, receiver: f64, n: usize, cell: Estimate| {
             let processor = size * cell.cost * 1e-9;
-            cell.ratio * raw + (1.0 - fill) * processor / share + price * processor
+            let there = receiver::work(CANDIDATES[n], cell.ratio);
+            let carried = (1.0 - receiver) * cell.ratio + receiver * there;
+            carried * raw + (1.0 - fill) * processor / share + price * processor
         };
-        let costs = |cell: Estimate| costs_at(price * dearer, cell);
+        let costs = |n: usize, cell: Estimate| costs_at(price * dearer, receiver, n, cell);
         let known = |n: usize| self.model.estimate(content, n);
         let affordable = |n: &usize| self.allowance.covers(size * known(*n).cost * 1e-9);
         let saves = |cost: f64| cost < raw * (1.0 - MUST_SAVE);
         let all = || 0..CANDIDATES.len();
         let best = (all().filter(affordable))
-            .map(|n| (n, costs(known(n))))
+            .map(|n| (n, costs(n, known(n))))
             .filter(|(_, cost)| saves(*cost))
             .min_by(|(_, a), (_, b)| a.total_cmp(b));
         let least = best.map_or(raw, |(_, cost)| cost);
@@ -180,7 +198,7 @@ impl Selector {
         {
             choice.codec = CANDIDATES[n];
             choice.why = Why::Trial;
-            choice.cost = costs(known(n));
+            choice.cost = costs(n, known(n));
         } else if let Some((best, cost)) = best {
             choice.codec = CANDIDATES[best];
             choice.why = if fill >= LINK_BOUND {
@@ -189,8 +207,10 @@ impl Selector {
                 Why::Saves
             };
             choice.cost = cost;
-        } else if all().any(|n| saves(costs_at(price, known(n)))) {
+        } else if all().any(|n| saves(costs_at(price, receiver, n, known(n)))) {
             choice.why = Why::GuestFirst;
+        } else if all().any(|n| saves(costs_at(price, 0.0, n, known(n)))) {
+            choice.why = Why::Receiver;
         } else if all().all(|n| known(n).ratio > 1.0 - MUST_SAVE) {
             choice.why = Why::Incompressible;
         }
@@ -203,16 +223,18 @@ impl Selector {
         content: Content,
         now: Duration,
         best: f64,
-        costs: impl Fn(Estimate) -> f64,
+        costs: impl Fn(usize, Estimate) -> f64,
     ) -> Option<usize> {
         let stale = (0..CANDIDATES.len()).filter(|&n| self.model.is_stale(content, n, now));
         stale
             .map(|n| (n, self.model.estimate(content, n)))
-            .filter(|(_, known)| costs(*known) < best * TRY_WITHIN)
+            .filter(|(n, known)| costs(*n, *known) < best * TRY_WITHIN)
             .map(|(n, known)| {
-                let untried = self.model.is_untried(content, n);
-                let hope = if untried { HOPE_UNTRIED } else { HOPE };
-                (n, costs(known.hoped(hope)))
+                let hope = match self.model.age(content, n, now) {
+                    Some(age) => HOPE.powf(1.0 + age.div_duration_f64(HOPE_FADES)),
+                    None => 0.0,
+                };
+                (n, costs(n, known.hoped(hope.max(HOPE_UNTRIED))))
             })
             .filter(|(_, hoped)| *hoped < best)
             .min_by(|(_, a), (_, b)| a.total_cmp(b))
@@ -241,7 +263,8 @@ impl Selector {
         if plain > 0 {
             let cost = processor.as_nanos() as f64 / plain as f64;
             let ratio = encoded.min(plain) as f64 / plain as f64;
-            self.model.learn(content, n, now, cost, ratio);
+            self.model
+                .learn(content, n, now, (cost, ratio), telling(plain));
         }
     }
 
@@ -253,6 +276,12 @@ impl Selector {
         let cell = self.model.estimate(content, n);
         Some((cell.cost, cell.ratio))
     }
+}
+
+/// What a chunk of so many bytes says about others: a few pages say little.
+fn telling(plain: usize) -> f64 {
+    const ALL: f64 = 65_536.0;
+    (plain as f64 / ALL).min(1.0)
 }
 
 #[cfg(test)]

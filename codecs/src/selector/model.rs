@@ -96,8 +96,15 @@ impl Model {
         )
     }
 
-    pub(super) fn is_untried(&self, content: Content, candidate: usize) -> bool {
-        self.measured[content as usize][candidate].times == 0
+    /// Time since it was last tried on such content; none if it never was.
+    pub(super) fn age(
+        &self,
+        content: Content,
+        candidate: usize,
+        now: Duration,
+    ) -> Option<Duration> {
+        let seen = self.measured[content as usize][candidate];
+        (seen.times > 0).then(|| now.saturating_sub(seen.at))
     }
 
     pub(super) fn is_stale(&self, content: Content, candidate: usize, now: Duration) -> bool {
@@ -106,20 +113,23 @@ impl Model {
         seen.times == 0 || now.saturating_sub(seen.at) > after
     }
 
+    /// Learns from one measurement: `cost` and `ratio` of a chunk that says `telling`, 0 to 1, of
+    /// others like it.
     pub(super) fn learn(
         &mut self,
         content: Content,
         candidate: usize,
         now: Duration,
-        cost: f64,
-        ratio: f64,
+        (cost, ratio): (f64, f64),
+        telling: f64,
     ) {
         let kind = content as usize;
         let prior = PRIORS[kind][candidate];
+        let known = self.estimate(content, candidate);
         // A plain mean of the first few, then the latest weigh most.
         let average = |old: f64, new: f64, times: &mut u32| {
             *times = times.saturating_add(1);
-            old + LATEST.max(1.0 / f64::from(*times)) * (new - old)
+            old + telling * LATEST.max(1.0 / f64::from(*times)) * (new - old)
         };
         let bounded = |x: f64| x.clamp(*SCALE.start(), *SCALE.end());
         let slower = bounded(cost / prior.cost);
@@ -130,8 +140,8 @@ impl Model {
             self.better[kind] = average(self.better[kind], better, &mut self.times_of_kind[kind]);
         }
         let seen = &mut self.measured[kind][candidate];
-        seen.ratio = average(seen.ratio, ratio, &mut seen.times.clone());
-        seen.cost = average(seen.cost, cost, &mut seen.times);
+        seen.ratio = average(known.ratio, ratio, &mut seen.times.clone());
+        seen.cost = average(known.cost, cost, &mut seen.times);
         seen.at = now;
     }
 }

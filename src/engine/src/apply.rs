@@ -168,6 +168,8 @@ pub async fn read_chunk(
     let (len, sum) = ChunkHeader::decode_prefix(prefix)?;
     read_to(stream, &mut scratch.header, len).await?;
     let header = ChunkHeader::decode(&scratch.header, &ram.layout)?;
+    // Before anything is taken for what it brings.
+    CodecId::try_from(header.codec)?;
     read_to(stream, &mut scratch.content, header.encoded_len as usize).await?;
     if checksum(&scratch.header, &scratch.content) != sum {
         return Err(WireError::Checksum.into());

@@ -27,5 +27,9 @@ pub use encode::{EncodeError, Encoded, Encoder, Frame};
 pub use fingerprints::{Fingerprints, KEY_BYTES};
 pub use processors::budget::Budget;
 
+/// What the names of the threads begin with that carry pages, in a process that runs migrations:
+/// how much these have to do is told to the other side.
+pub const IO_THREADS: &str = "vmferry-io";
+
 /// Name and version of this software, as the other side is told.
 pub const SOFTWARE: &str = concat!("vmferry ", env!("CARGO_PKG_VERSION"));

@@ -75,7 +75,7 @@ fn encoder(ram: &Arc<GuestRam>, codec: CodecSpec) -> Encoder {
 }
 
 fn encoder_by(ram: &Arc<GuestRam>, codec: CodecChoice) -> Encoder {
-    let compression = Compression::new(codec, Arc::default(), 1, 1 << 20);
+    let compression = Compression::new(codec, Arc::default(), 1, 1 << 20, 1);
     Encoder::new(
         ram.clone(),
         Arc::new(Untracked),

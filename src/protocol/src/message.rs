@@ -143,6 +143,9 @@ pub enum Message {
         /// Of the ping.
         nonce: u64,
     },
+    /// Destination, while pages come and where [`Features::LOAD`](crate::version::Features::LOAD)
+    /// is agreed: how much it has to do with them. Informative.
+    Load(Load),
 }
 
 impl Message {
@@ -169,6 +172,7 @@ impl Message {
             Self::Rejoin { .. } => "Rejoin",
             Self::Ping { .. } => "Ping",
             Self::Pong { .. } => "Pong",
+            Self::Load(_) => "Load",
         }
     }
 }
@@ -188,6 +192,15 @@ pub struct Hello {
     pub streams: u16,
     /// The migration's span, where somebody traces it. Changes nothing.
     pub trace: Option<TraceParent>,
+}
+
+/// How much the destination has to do with the pages that come, over the last moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Of the time, in which a thread that receives and applies pages had a processor or waited
+    /// for one, per mille, on average over these threads. Near 1000 it is they that everything
+    /// waits for; near 0 they wait for pages.
+    pub wanted: u16,
 }
 
 /// What the destination spent while the guest was paused, in microseconds.

@@ -24,10 +24,20 @@ impl Features {
     pub const DELTA: Self = Self(1 << 2);
     /// Storage jobs are handed over, and the source tells when unsettled ones are settled.
     pub const STORAGE: Self = Self(1 << 3);
+    /// The destination tells how much it has to do with the pages that come.
+    pub const LOAD: Self = Self(1 << 4);
     /// All that this code can do.
-    pub const ALL: Self = Self(0b1111);
+    pub const ALL: Self = Self(0b1_1111);
+    /// What this code cannot do without: what is as old as the first release.
+    const NEEDED: Self = Self(0b1111);
 
-    const NAMES: [&str; 4] = ["rejoin", "confirmed-discard", "delta", "storage-handover"];
+    const NAMES: [&str; 5] = [
+        "rejoin",
+        "confirmed-discard",
+        "delta",
+        "storage-handover",
+        "load",
+    ];
 
     /// What is in both.
     #[must_use]
@@ -79,8 +89,7 @@ impl Speaks {
         oldest: OLDEST,
         newest: VERSION,
         can: Features::ALL,
-        // All are as old as the first release.
-        needs: Features::ALL,
+        needs: Features::NEEDED,
     };
 }
 
@@ -160,8 +169,21 @@ mod tests {
         assert!(current.suits(&Speaks::CURRENT));
         assert_eq!(
             current.features.names(),
-            ["rejoin", "confirmed-discard", "delta", "storage-handover"]
+            [
+                "rejoin",
+                "confirmed-discard",
+                "delta",
+                "storage-handover",
+                "load"
+            ]
         );
+        // One from before a feature that may be left out.
+        let older = Speaks {
+            can: Features::NEEDED,
+            ..Speaks::CURRENT
+        };
+        let agreed = negotiate(&Speaks::CURRENT, &older).unwrap();
+        assert!(agreed.suits(&Speaks::CURRENT) && agreed.features == Features::NEEDED);
     }
 
     #[test]

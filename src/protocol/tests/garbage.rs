@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use vmferry_protocol::destination::{DestinationEvent, DestinationOutcome, DestinationOutput};
 use vmferry_protocol::ids::ChunkId;
-use vmferry_protocol::message::{AbortCode, Message, Prepared, Resumed};
+use vmferry_protocol::message::{AbortCode, Load, Message, Prepared, Resumed};
 use vmferry_protocol::ownership::{Persist, Record};
 use vmferry_protocol::source::{ChunkStats, Outcome, SourceEvent, SourceOutput};
 use vmferry_protocol::storage::{
@@ -73,6 +73,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         }),
         any::<u64>().prop_map(|nonce| Message::Ping { nonce }),
         any::<u64>().prop_map(|nonce| Message::Pong { nonce }),
+        any::<u16>().prop_map(|wanted| Message::Load(Load { wanted })),
     ]
 }
 

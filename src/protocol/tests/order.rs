@@ -7,9 +7,9 @@ use vmferry_protocol::destination::{
     Destination, DestinationEvent, DestinationOutcome, DestinationOutput,
 };
 use vmferry_protocol::ids::{ChunkId, MigrationId, Token};
-use vmferry_protocol::message::{AbortCode, Message};
+use vmferry_protocol::message::{AbortCode, Load, Message};
 use vmferry_protocol::ownership::{Record, Stored};
-use vmferry_protocol::version::Speaks;
+use vmferry_protocol::version::{Features, Speaks};
 use vmferry_protocol::wire::digest;
 
 fn outputs(destination: &mut Destination) -> Vec<DestinationOutput> {
@@ -272,4 +272,32 @@ fn an_operator_decides_of_a_whole_guest_without_a_source_and_of_nothing_else() {
     discarded.discarded_by_operator().unwrap();
     assert!(discarded.taken_by_operator().is_err());
     assert_eq!(written(&mut discarded), [Record::Discarded(MIGRATION)]);
+}
+
+/// While pages come, and to a source that knows of it.
+#[test]
+fn a_destination_tells_how_much_it_has_to_do_where_that_is_agreed() {
+    let load = Load { wanted: 700 };
+    let current = Speaks::CURRENT;
+    let older = Speaks {
+        can: current.needs,
+        ..current
+    };
+    assert!(!Features::LOAD.missing_in(older.can).is_empty());
+    for (speaks, tells) in [(current, true), (older, false)] {
+        let mut d = destination();
+        d.handle_event(T, DestinationEvent::Load(load));
+        d.handle_message(T, hello(TOKEN, speaks));
+        d.handle_message(T, Message::Offer(Box::new(shape())));
+        assert!(!outputs(&mut d).contains(&DestinationOutput::Send(Message::Load(load))));
+        d.handle_event(T, DestinationEvent::MachineReady);
+        let _ = outputs(&mut d);
+        d.handle_event(T, DestinationEvent::Load(load));
+        let said = outputs(&mut d);
+        assert_eq!(
+            said.contains(&DestinationOutput::Send(Message::Load(load))),
+            tells
+        );
+        assert_eq!(said.len(), usize::from(tells));
+    }
 }

@@ -61,7 +61,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.clamp(2, 8))
-        .thread_name("vmferry-io")
+        .thread_name(vmferry_engine::IO_THREADS)
         .on_thread_start(step_back)
         .thread_keep_alive(IDLE_THREADS_FOR)
         .enable_all()

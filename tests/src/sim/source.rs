@@ -26,6 +26,8 @@ impl World<'_> {
         match output {
             SourceOutput::Send(message) => return self.send(Direction::ToDestination, &message),
             SourceOutput::SendChunk(chunk) => return self.protect_and_read(chunk),
+            // What it may choose by is not simulated.
+            SourceOutput::PeerLoad(_) => {}
             SourceOutput::Throttle { pages_per_second } => {
                 self.guest.throttle(pages_per_second);
             }

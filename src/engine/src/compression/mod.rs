@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vmferry_codecs::delta::{self, Cache};
-use vmferry_codecs::selector::{Choice, Conditions, Selector, Why};
+use vmferry_codecs::selector::{Choice, Conditions, ReceiverMeter, Selector, Why};
 use vmferry_codecs::{CodecChoice, CodecError, CodecId, Content, Encoders, PAGE};
 
 pub use link::Link;
@@ -24,7 +24,7 @@ use crate::processors::priority::{WorkTimer, Worked};
 const LATEST: f64 = 0.1;
 /// A chunk is sent as a difference where an earlier version of at least this part of its pages is kept.
 const KNOWN_PART: usize = 2;
-/// Share of the processors that compressing may take from others while none is idle.
+/// Share of the guest's processors that compressing may take from others while none is idle.
 const TAKEN_AT_MOST: f64 = 0.03;
 
 /// What a migration's compressors share.
@@ -43,6 +43,7 @@ pub struct Compression {
 struct Shared {
     selector: Selector,
     tally: Tally,
+    receiver: ReceiverMeter,
     share: f64,
 }
 
@@ -65,19 +66,21 @@ pub(crate) struct Pages<'a> {
 }
 
 impl Compression {
-    /// For so many threads, with so many bytes for versions of pages that were sent before.
+    /// For so many threads, with so many bytes for versions of pages that were sent before, for a
+    /// guest of so many vCPUs.
     #[must_use]
-    pub fn new(how: CodecChoice, link: Arc<Link>, threads: usize, kept: usize) -> Self {
+    pub fn new(how: CodecChoice, link: Arc<Link>, threads: usize, kept: usize, vcpus: u32) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self {
             how,
             link,
-            may_take: TAKEN_AT_MOST * processors as f64,
+            may_take: TAKEN_AT_MOST * f64::from(vcpus).min(processors as f64),
             gate: Arc::new(Gate::new(threads)),
             sent: Cache::new(kept),
             shared: Mutex::new(Shared {
                 selector: Selector::default(),
                 tally: Tally::default(),
+                receiver: ReceiverMeter::default(),
                 share: 1.0,
             }),
         }
@@ -89,6 +92,12 @@ impl Compression {
 
     pub(crate) fn link(&self) -> &Arc<Link> {
         &self.link
+    }
+
+    /// The destination tells how much of the time its page streams want a processor, 0 to 1.
+    pub(crate) fn receiver(&self, wanted: f64) {
+        let now = self.link.now();
+        self.lock().receiver.told(now, wanted);
     }
 
     /// What was counted, so far.
@@ -117,6 +126,8 @@ impl Compression {
         let content = Content::of(pages.bytes);
         let (mut choice, at) = self.choose(content, pages.bytes.len());
         let start = out.len();
+        // Making one is not what using it takes.
+        space.encoders.of(choice.codec)?;
         let mut timer = WorkTimer::start();
         let codec = if self.difference(pages, (content, choice), space, out)? {
             choice.why = Why::Difference;
@@ -177,6 +188,7 @@ impl Compression {
             share: shared.share,
             spare,
             may_take: self.may_take,
+            receiver: shared.receiver.behind(),
         };
         let choice = shared.selector.choose(content, bytes, &conditions);
         (choice, Some(conditions))

@@ -18,6 +18,7 @@ use vmferry_protocol::message::VmShape;
 use vmferry_protocol::storage::{JobKey, Settlement};
 use vmferry_transports::Listener;
 
+use super::load::{self, Loaded};
 use super::{Arrived, DestinationEnd, DestinationOptions, MakeMachine, misfits};
 use crate::SOFTWARE;
 use crate::actors::Settle;
@@ -26,6 +27,7 @@ use crate::actors::machine::{Do, Done, Hands, Make, What};
 use crate::actors::reception::{Admit, CloseAll, HangUp, PageEvent, Reception};
 use crate::actors::transport::{Say, TransportEvent};
 use crate::apply::RamWriter;
+use crate::background::Background;
 use crate::clock::Clock;
 use crate::meter::Meter;
 use crate::pages::Admission;
@@ -50,6 +52,9 @@ pub(super) struct Arrival {
     team: Option<Team>,
     timer: Option<SpawnHandle>,
     migration: Option<MigrationId>,
+    streams: u16,
+    /// While pages come.
+    load: Option<Background>,
     machine: Option<Arc<dyn Machine>>,
     /// A machine is being made.
     making: bool,
@@ -91,6 +96,8 @@ impl Arrival {
             team: None,
             timer: None,
             migration: None,
+            streams: 0,
+            load: None,
             machine: None,
             making: false,
             outcome: None,
@@ -137,7 +144,9 @@ impl Arrival {
         match output {
             DestinationOutput::Send(message) => team.reception.do_send(Say(message)),
             // Page streams are let in when there is a machine to write to.
-            DestinationOutput::Admit { migration, .. } => self.migration = Some(migration),
+            DestinationOutput::Admit { migration, streams } => {
+                (self.migration, self.streams) = (Some(migration), streams);
+            }
             DestinationOutput::PrepareMachine(shape) => {
                 self.making = true;
                 let (make, addr) = (self.make.clone(), ctx.address());
@@ -157,6 +166,7 @@ impl Arrival {
             }
             DestinationOutput::RestoreState { blob } => {
                 self.complete = true;
+                self.load = None;
                 if let Some(machine) = self.machine.clone() {
                     team.hands.do_send(Do::Restore(machine, blob));
                 }
@@ -292,6 +302,7 @@ impl Handler<Made> for Arrival {
                     }
                 }));
                 self.machine = Some(machine);
+                self.load = Some(load::watch(self.streams, ctx.address().recipient()));
                 DestinationEvent::MachineReady
             }
             (Err(detail), _, _) => DestinationEvent::MachineRefused { detail },
@@ -319,6 +330,14 @@ impl Handler<TransportEvent> for Arrival {
                 self.drive(ctx);
             }
         }
+    }
+}
+
+impl Handler<Loaded> for Arrival {
+    type Result = ();
+
+    fn handle(&mut self, Loaded(load): Loaded, ctx: &mut Context<Self>) {
+        self.tell(DestinationEvent::Load(load), ctx);
     }
 }
 

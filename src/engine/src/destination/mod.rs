@@ -4,6 +4,7 @@
 //! paused, as it was), or dropped.
 
 mod actor;
+mod load;
 
 use std::sync::Arc;
 use std::time::Duration;

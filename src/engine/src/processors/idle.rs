@@ -1,13 +1,12 @@
-//! How many processors nobody uses, and how many this migration does: from /proc/stat and the
-//! process's own times.
+//! How many processors nobody uses, and how many compressors do: from /proc/stat and the times of
+//! this process's threads.
 
 use std::fs;
 use std::time::Duration;
 
 use rustix::thread::CpuSet;
-use rustix::time::ClockId;
 
-use super::priority::ran;
+use super::priority::Helpers;
 use super::threads::{self, Times};
 
 /// Ticks a second in /proc/stat: USER_HZ, which is 100 on every x86 Linux (man proc_stat).
@@ -18,8 +17,8 @@ const HZ: f64 = 100.0;
 pub(super) struct Usage {
     /// Ticks in which a processor was idle.
     idle: u64,
-    /// Time that this process's threads ran.
-    process: Duration,
+    /// Time that compressors ran.
+    compressors: Duration,
     vcpus: Times,
 }
 
@@ -28,34 +27,33 @@ pub(super) struct Usage {
 pub(super) struct Used {
     /// That nobody used.
     pub(super) idle: f64,
-    /// That this process used beside its vCPUs.
-    pub(super) own: f64,
+    /// That compressors used.
+    pub(super) compressors: f64,
     /// That vCPUs waited for.
     pub(super) vcpus_waited: f64,
 }
 
 impl Usage {
     /// At present, of the processors in `allowed`; none where the kernel does not tell.
-    pub(super) fn now(allowed: &CpuSet) -> Option<Self> {
+    pub(super) fn now(allowed: &CpuSet, compressors: &Helpers) -> Option<Self> {
         let stat = fs::read_to_string("/proc/stat").ok()?;
         let idle = idle_ticks(&stat, |processor| {
             processor < CpuSet::MAX_CPU && allowed.is_set(processor)
         });
         Some(Self {
             idle,
-            process: ran(ClockId::ProcessCPUTime),
+            compressors: compressors.ran(),
             vcpus: threads::vcpus(),
         })
     }
 
     /// In the time that has passed since `before`.
     pub(super) fn since(&self, before: &Self, passed: Duration) -> Used {
-        let own = |usage: &Self| usage.process.saturating_sub(usage.vcpus.ran);
         let share = |more: Duration| more.as_secs_f64() / passed.as_secs_f64().max(1e-3);
         let idle = self.idle.saturating_sub(before.idle) as f64 / HZ;
         Used {
             idle: share(Duration::from_secs_f64(idle)),
-            own: share(own(self).saturating_sub(own(before))),
+            compressors: share(self.compressors.saturating_sub(before.compressors)),
             vcpus_waited: share(self.vcpus.waited.saturating_sub(before.vcpus.waited)),
         }
     }
@@ -74,6 +72,9 @@ fn idle_ticks(stat: &str, allowed: impl Fn(usize) -> bool) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use rustix::time::ClockId;
+
+    use super::super::priority::ran;
     use super::*;
 
     #[test]
@@ -85,14 +86,31 @@ mod tests {
     }
 
     #[test]
-    fn this_process_uses_what_it_uses() {
+    fn what_compressors_use_counts_and_what_others_do_does_not() {
         let all = rustix::thread::sched_getaffinity(None).unwrap();
-        let before = Usage::now(&all).unwrap();
-        let (began, passed) = (ran(ClockId::ThreadCPUTime), Duration::from_millis(10));
-        while ran(ClockId::ThreadCPUTime) < began + passed {
-            std::hint::spin_loop();
-        }
-        let used = Usage::now(&all).unwrap().since(&before, passed);
-        assert!(used.own >= 1.0, "{used:?}");
+        let passed = Duration::from_millis(10);
+        let work = || {
+            let began = ran(ClockId::ThreadCPUTime);
+            while ran(ClockId::ThreadCPUTime) < began + passed {
+                std::hint::spin_loop();
+            }
+        };
+        let helpers = Helpers::default();
+        let before = Usage::now(&all, &helpers).unwrap();
+        work();
+        let used = Usage::now(&all, &helpers).unwrap().since(&before, passed);
+        assert_eq!(used.compressors, 0.0, "{used:?}");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                helpers.join();
+                let before = Usage::now(&all, &helpers).unwrap();
+                work();
+                let used = Usage::now(&all, &helpers).unwrap().since(&before, passed);
+                // Helpers are known where they can step back and return.
+                let known = !helpers.ran().is_zero();
+                assert!(!known || used.compressors >= 0.9, "{used:?}");
+                helpers.leave();
+            });
+        });
     }
 }

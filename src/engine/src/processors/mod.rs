@@ -24,8 +24,10 @@ use steer::Threads;
 use crate::background::Background;
 
 const EVERY: Duration = Duration::from_millis(50);
-/// The kernel counts processor time in ticks: over less than this, they say nothing.
+/// The kernel counts processor time in ticks: over less than this, they say little.
 const SAMPLE: Duration = Duration::from_millis(200);
+/// But that no processor is idle at all is to be known soon.
+const FIRST: Duration = Duration::from_millis(50);
 
 /// Looks after a migration's threads while its guest runs, until it is stopped or dropped.
 #[derive(Debug)]
@@ -42,7 +44,7 @@ impl Watch {
             };
             let mut threads = Threads::of(threads::VCPU, allowed);
             let mut seen = Seen::default();
-            let mut look = Look::new(&gate, budget, allowed);
+            let mut look = Look::new(&gate, &helpers, budget, allowed);
             loop {
                 threads.look();
                 helpers.look_after(&mut seen);
@@ -68,12 +70,13 @@ struct Look {
     slots: Option<Slots>,
     processors: CpuSet,
     control: Control,
+    after: Duration,
     when: Instant,
     usage: Option<Usage>,
 }
 
 impl Look {
-    fn new(gate: &Gate, budget: Option<Budget>, processors: CpuSet) -> Self {
+    fn new(gate: &Gate, helpers: &Helpers, budget: Option<Budget>, processors: CpuSet) -> Self {
         let mut slots = budget.map(Slots::of);
         // One, until there is something to do for more.
         let active = allowed(&mut slots, gate, gate.threads());
@@ -82,17 +85,19 @@ impl Look {
             slots,
             processors,
             control: Control::new(gate.threads()),
+            after: FIRST,
             when: Instant::now(),
-            usage: Usage::now(&processors),
+            usage: Usage::now(&processors, helpers),
         }
     }
 
     fn at(&mut self, gate: &Gate, helpers: &Helpers) {
         let passed = self.when.elapsed();
-        if passed < SAMPLE {
+        if passed < self.after {
             return;
         }
-        let usage = Usage::now(&self.processors);
+        self.after = SAMPLE;
+        let usage = Usage::now(&self.processors, helpers);
         if let (Some(before), Some(now)) = (self.usage, usage) {
             let used = now.since(&before, passed);
             if used.idle >= pool::IDLE {
@@ -104,7 +109,8 @@ impl Look {
                 starved: helpers.were_starved(),
             });
             let active = allowed(&mut self.slots, gate, active);
-            gate.set(active, used.idle + used.own);
+            // Not what page streams use: that is not there for compressing.
+            gate.set(active, used.idle + used.compressors);
         }
         (self.when, self.usage) = (Instant::now(), usage);
     }

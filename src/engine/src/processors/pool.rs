@@ -62,7 +62,7 @@ struct State {
     /// Most that were inside since that was last asked for.
     most: usize,
     at_most: usize,
-    /// Processors that nobody but this migration uses.
+    /// Processors that nobody but compressors uses.
     spare: f64,
 }
 
@@ -125,7 +125,8 @@ impl Gate {
         self.set(self.threads, self.threads as f64);
     }
 
-    /// How many may be inside, and processors that nobody but this migration uses, as last seen.
+    /// How many may be inside, and processors that nobody but
+    /// compressors uses, as last seen.
     pub(crate) fn room(&self) -> (usize, f64) {
         let state = self.lock();
         (state.at_most, state.spare)

@@ -45,6 +45,17 @@ pub(crate) struct Seen {
 /// How far helpers step back where they take a share: about a fifteenth of a processor that a vCPU
 /// wants, too.
 const NICE: i32 = 12;
+
+/// Where a thread comes in line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// After everybody: idle processors only.
+    Last,
+    /// With a small share.
+    Behind,
+    /// Beside everybody.
+    Beside,
+}
 /// Work that takes longer than this, and ran for less than a tenth of it, was starved.
 const STARVED: Duration = Duration::from_millis(20);
 const RAN_AT_LEAST: u32 = 10;
@@ -53,7 +64,7 @@ impl Helpers {
     /// The calling thread is one of them, and steps back.
     pub(crate) fn join(&self) {
         // On Linux this is the calling thread's alone. Without it, only the guest is slower.
-        let _ = rustix::process::setpriority_process(None, NICE);
+        let _ = put(0, Place::Behind);
         if can_return() {
             self.threads().push(own_tid());
             self.settle();
@@ -65,7 +76,7 @@ impl Helpers {
         let thread = own_tid();
         if can_return() {
             // Not while it holds the lock.
-            let _ = set(0, libc::SCHED_OTHER);
+            let _ = put(0, Place::Behind);
         }
         self.threads().retain(|t| *t != thread);
     }
@@ -90,7 +101,7 @@ impl Helpers {
         let result = f();
         if self.was_starved(timer.worked()) {
             // What follows takes a lock.
-            let _ = set(0, libc::SCHED_OTHER);
+            let _ = put(0, Place::Behind);
             self.starve(true);
         }
         result
@@ -99,6 +110,13 @@ impl Helpers {
     /// Whether helpers take a share because no processor is idle.
     pub(crate) fn were_starved(&self) -> bool {
         self.0.starved.load(SeqCst)
+    }
+
+    /// Time that all of them have run.
+    pub(crate) fn ran(&self) -> Duration {
+        let threads = self.threads().clone();
+        let times = threads.into_iter().filter_map(threads::times);
+        times.map(|times| times.ran).sum()
     }
 
     /// Looks whether a helper wants to run as it did at the last look, and has hardly run since.
@@ -125,7 +143,7 @@ impl Helpers {
 
     /// Whether something took so long, and ran for that, as helpers get idle time only.
     fn was_starved(&self, Worked { took, ran }: Worked) -> bool {
-        let was = starved(took, ran) && self.policy() == libc::SCHED_IDLE;
+        let was = starved(took, ran) && self.place() == Place::Last;
         if was {
             tracing::debug!(
                 ?took,
@@ -142,36 +160,38 @@ impl Helpers {
             return f();
         }
         // Whatever holds: it may not have been applied yet.
-        let _ = set(0, libc::SCHED_OTHER);
+        let _ = put(0, Place::Beside);
         let result = f();
         self.settle();
         result
     }
 
-    fn policy(&self) -> libc::c_int {
-        if self.0.paused.load(SeqCst) || self.0.starved.load(SeqCst) {
-            libc::SCHED_OTHER
+    fn place(&self) -> Place {
+        if self.0.paused.load(SeqCst) {
+            Place::Beside
+        } else if self.0.starved.load(SeqCst) {
+            Place::Behind
         } else {
-            libc::SCHED_IDLE
+            Place::Last
         }
     }
 
-    /// The calling thread gets the priority that holds now. Whoever changes what holds does that
+    /// The calling thread gets the place that holds now. Whoever changes what holds does that
     /// first, and [`Self::apply`] then: what is changed after the second look is applied after it.
     fn settle(&self) {
         loop {
-            let policy = self.policy();
-            let _ = set(0, policy);
-            if self.policy() == policy {
+            let place = self.place();
+            let _ = put(0, place);
+            if self.place() == place {
                 return;
             }
         }
     }
 
-    /// All get the priority that holds now.
+    /// All get the place that holds now.
     fn apply(&self) {
         for thread in &*self.threads() {
-            let _ = set(*thread, self.policy());
+            let _ = put(*thread, self.place());
         }
     }
 
@@ -228,6 +248,19 @@ fn own_tid() -> Tid {
     rustix::thread::gettid().as_raw_nonzero().get()
 }
 
+/// Puts a thread into its place in line; 0 is the calling thread.
+fn put(thread: Tid, place: Place) -> io::Result<()> {
+    let (policy, nice) = match place {
+        Place::Last => return set(thread, libc::SCHED_IDLE),
+        Place::Behind => (libc::SCHED_OTHER, NICE),
+        Place::Beside => (libc::SCHED_OTHER, 0),
+    };
+    set(thread, policy)?;
+    // On Linux this is one thread's alone.
+    rustix::process::setpriority_process(rustix::process::Pid::from_raw(thread), nice)?;
+    Ok(())
+}
+
 /// SCHED_IDLE (man sched): runs where nobody else wants to, and the kernel knows that whoever
 /// wakes up may have its processor. 0 is the calling thread.
 fn set(thread: Tid, policy: libc::c_int) -> io::Result<()> {
@@ -255,9 +288,11 @@ fn can_return() -> bool {
 mod tests {
     use super::*;
 
-    fn own_policy() -> libc::c_int {
+    /// Scheduling policy and nice value of the calling thread.
+    fn own_place() -> (libc::c_int, i32) {
         // SAFETY: asks about the calling thread.
-        unsafe { libc::sched_getscheduler(0) }
+        let policy = unsafe { libc::sched_getscheduler(0) };
+        (policy, rustix::process::getpriority_process(None).unwrap())
     }
 
     #[test]
@@ -317,30 +352,31 @@ mod tests {
     #[test]
     fn a_helper_steps_back_alone_and_hurries_when_asked() {
         let helpers = Helpers::default();
-        let before = own_policy();
+        let before = own_place();
         let thread = std::thread::spawn(move || {
             helpers.join();
-            let back = own_policy();
-            let undisturbed = helpers.undisturbed(own_policy);
-            assert_eq!(own_policy(), back);
+            let back = own_place();
+            let undisturbed = helpers.undisturbed(own_place);
+            assert_eq!(own_place().0, back.0);
+            helpers.starve(true);
+            let share = own_place();
             helpers.hurry();
-            let hurried = own_policy();
-            assert_eq!(helpers.undisturbed(own_policy), hurried);
+            let hurried = own_place();
+            assert_eq!(helpers.undisturbed(own_place), hurried);
             helpers.leave();
             assert!(helpers.threads().is_empty());
-            (back, undisturbed, hurried)
+            (back, undisturbed, share, hurried)
         });
-        let (back, undisturbed, hurried) = thread.join().unwrap();
-        let idle = if can_return() {
-            libc::SCHED_IDLE
+        let (back, undisturbed, share, hurried) = thread.join().unwrap();
+        assert_eq!(share, (libc::SCHED_OTHER, NICE));
+        if can_return() {
+            assert_eq!(back.0, libc::SCHED_IDLE);
+            // Not behind others on a machine that others use, too.
+            assert_eq!(undisturbed, (libc::SCHED_OTHER, 0));
+            assert_eq!(hurried, undisturbed);
         } else {
-            libc::SCHED_OTHER
-        };
-        assert_eq!(back, idle);
-        assert_eq!(
-            (undisturbed, hurried),
-            (libc::SCHED_OTHER, libc::SCHED_OTHER)
-        );
-        assert_eq!(own_policy(), before, "only the helper");
+            assert_eq!([back, undisturbed, hurried], [share; 3]);
+        }
+        assert_eq!(own_place(), before, "only the helper");
     }
 }

@@ -17,13 +17,19 @@ pub(crate) struct Times {
 
 /// Times of all vCPU threads, summed; zero where the kernel does not tell.
 pub(crate) fn vcpus() -> Times {
+    named(VCPU).1
+}
+
+/// How many threads there are whose names begin so, and their times, summed.
+pub(crate) fn named(prefix: &str) -> (usize, Times) {
     let all = numbers().into_iter();
-    let vcpus = all.filter(|&tid| name(tid).is_some_and(|name| name.starts_with(VCPU)));
-    vcpus
+    let these = all.filter(|&tid| name(tid).is_some_and(|name| name.starts_with(prefix)));
+    these
         .filter_map(times)
-        .fold(Times::default(), |sum, one| Times {
-            ran: sum.ran + one.ran,
-            waited: sum.waited + one.waited,
+        .fold((0, Times::default()), |(count, sum), one| {
+            let ran = sum.ran + one.ran;
+            let waited = sum.waited + one.waited;
+            (count + 1, Times { ran, waited })
         })
 }
 
@@ -116,5 +122,7 @@ mod tests {
         assert!(name(me).is_some() && times(me).is_some() && processor(me).is_some());
         assert!(is_runnable(me));
         assert_eq!(vcpus(), Times::default());
+        // The kernel may not have counted yet what it ran.
+        assert!(named(&name(me).unwrap()).0 >= 1);
     }
 }

@@ -170,8 +170,12 @@ pub struct ChoiceReport {
     pub compressors: u64,
     /// Share of a processor that a compressor got.
     pub share: f64,
-    /// Processors that nobody but this migration used.
+    /// Processors that nobody but compressors used.
     pub spare: f64,
+    /// How much of the time the destination's page streams wanted a processor beyond half of it, of
+    /// late, 0 to 1: near 1 it is they that everything waits for.
+    #[serde(default)]
+    pub receiver: f64,
 }
 
 /// A decision of the policy.

@@ -122,7 +122,13 @@ impl Migration {
         let kept = usize::try_from(options.delta_cache_bytes).unwrap_or(usize::MAX);
         let clock = Clock::start();
         let link = Arc::new(Link::new(options.streams, clock));
-        let compression = Arc::new(Compression::new(options.codec, link, compressors, kept));
+        let compression = Arc::new(Compression::new(
+            options.codec,
+            link,
+            compressors,
+            kept,
+            shape.vcpus,
+        ));
         let encoders = (0..compressors).map(|_| {
             let (ram, tracker, compression) = (ram.clone(), tracker.clone(), compression.clone());
             Encoder::new(ram, tracker, compression, buffers.clone(), sent.clone())
@@ -280,6 +286,9 @@ impl Migration {
                 });
                 // At once, not by the tracker's thread: the pause must not come before it.
                 self.tracker.throttle(throttle);
+            }
+            SourceOutput::PeerLoad(load) => {
+                self.compression.receiver(f64::from(load.wanted) / 1000.0);
             }
             SourceOutput::Pause => {
                 // Now, and not while the guest stands still.

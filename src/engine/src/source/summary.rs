@@ -50,6 +50,7 @@ fn choice(sample: &Sample) -> Option<ChoiceReport> {
         compressors: at.compressors as u64,
         share: at.share,
         spare: at.spare,
+        receiver: at.receiver,
     })
 }
 

@@ -24,7 +24,7 @@ use crate::ids::{ChunkId, MigrationId, Time, Token};
 use crate::message::{AbortCode, Hello, Message, Prepared, Resumed, RunState};
 use crate::ownership::{Persist, Record, Stored};
 use crate::trace::TraceParent;
-use crate::version::{Speaks, negotiate};
+use crate::version::{Features, Speaks, negotiate};
 use crate::wire::digest;
 use storage::{Adopted, micros};
 
@@ -62,6 +62,7 @@ pub struct Destination {
     outputs: VecDeque<DestinationOutput>,
     acks: Vec<ChunkId>,
     migration: Option<MigrationId>,
+    features: Features,
     run_state: RunState,
     applied: u64,
     expected: Option<u64>,
@@ -90,6 +91,7 @@ impl Destination {
             outputs: VecDeque::new(),
             acks: Vec::new(),
             migration: None,
+            features: Features::default(),
             run_state: RunState::Paused,
             applied: 0,
             expected: None,
@@ -175,6 +177,11 @@ impl Destination {
                 self.applied += chunks.len() as u64;
                 self.acks.extend(chunks);
                 self.restore_if_complete(now);
+            }
+            (DestinationEvent::Load(load), State::Receiving)
+                if Features::LOAD.missing_in(self.features).is_empty() =>
+            {
+                self.send(Message::Load(load));
             }
             (
                 DestinationEvent::ChunksApplied(_),
@@ -309,6 +316,7 @@ impl Destination {
             return self.fail(AbortCode::Token, detail);
         }
         self.joined = true;
+        self.features = agreed.features;
         self.migration = Some(hello.migration);
         self.timeline.migration = self.migration;
         self.timeline.trace = hello.trace.filter(TraceParent::is_valid);

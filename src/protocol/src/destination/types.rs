@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::ids::{ChunkId, MigrationId, Token};
-use crate::message::{Message, VmShape};
+use crate::message::{Load, Message, VmShape};
 use crate::ownership::{Persist, Stored};
 use crate::storage::{JobKey, JobRecord, Settlement};
 
@@ -40,6 +40,8 @@ pub enum DestinationEvent {
     },
     /// These chunks are in RAM.
     ChunksApplied(Vec<ChunkId>),
+    /// How much there is to do with the pages that come. Of no consequence here.
+    Load(Load),
     /// State is set.
     StateRestored {
         /// How long it took.

@@ -238,6 +238,7 @@ impl Source {
             (_, State::Resuming(_) | State::Telling { .. }) => {}
             (Message::Ping { nonce }, _) => self.send(Message::Pong { nonce }),
             (Message::Pong { nonce }, _) => self.pong(now, nonce),
+            (Message::Load(load), _) => self.outputs.push_back(SourceOutput::PeerLoad(load)),
             (Message::Welcome { agreed, .. }, State::Greeting)
                 if !agreed.suits(&Speaks::CURRENT) =>
             {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::ids::{ChunkId, MigrationId, Token};
-use crate::message::{AbortCode, Message, VmShape};
+use crate::message::{AbortCode, Load, Message, VmShape};
 use crate::ownership::{Persist, Stored};
 use crate::pages::PageSet;
 use crate::pending::Chunk;
@@ -145,6 +145,8 @@ pub enum SourceOutput {
         /// All writers together.
         pages_per_second: Option<u64>,
     },
+    /// How much the destination has to do with the pages that come, as it says.
+    PeerLoad(Load),
     /// Stop the vCPUs.
     Pause,
     /// Cancel storage IO.

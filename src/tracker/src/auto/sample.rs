@@ -30,6 +30,8 @@ const PASS: u64 = 20;
 pub struct Sample {
     /// Groups watched.
     pub watched: u64,
+    /// Groups of which these were chosen: all that exist as a whole.
+    pub of: u64,
     /// Of each that was written: pages written until the first look, and until the second.
     pub written: Vec<(u64, u64)>,
 }
@@ -49,7 +51,7 @@ impl Sample {
     fn watch(tracker: &dyn DirtyTracker) -> Result<Self, TrackerError> {
         let mut pieces = Vec::new();
         tracker.harvest(&mut |run| pieces.extend(in_groups(run)))?;
-        let chosen = choose(pieces);
+        let (chosen, of) = choose(pieces);
         for piece in &chosen {
             tracker.protect(*piece)?;
         }
@@ -66,6 +68,7 @@ impl Sample {
         });
         Ok(Self {
             watched: chosen.len() as u64,
+            of,
             written: written.collect(),
         })
     }
@@ -86,6 +89,12 @@ impl Sample {
         self.written.iter().map(group).sum()
     }
 
+    /// How many times as much RAM there is as was watched.
+    #[must_use]
+    pub fn scale(&self) -> f64 {
+        self.of as f64 / self.watched.max(1) as f64
+    }
+
     /// Pages written.
     #[must_use]
     pub fn pages(&self) -> u64 {
@@ -104,8 +113,9 @@ fn in_groups(run: PageRange) -> impl Iterator<Item = PageRange> {
     })
 }
 
-/// Whole groups, about [`GROUPS`] of them, from all over; a guest's stride is none of this choice's.
-fn choose(pieces: Vec<PageRange>) -> Vec<PageRange> {
+/// Whole groups, about [`GROUPS`] of them, from all over, and how many there are; a guest's stride
+/// is none of this choice's.
+fn choose(pieces: Vec<PageRange>) -> (Vec<PageRange>, u64) {
     let whole: Vec<PageRange> = pieces.into_iter().filter(|p| p.count == GROUP).collect();
     let all = whole.len() as u64;
     let keep = |piece: &PageRange| {
@@ -113,7 +123,7 @@ fn choose(pieces: Vec<PageRange>) -> Vec<PageRange> {
         let hash = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         all <= GROUPS || (hash ^ (hash >> 32)) % all < GROUPS
     };
-    whole.into_iter().filter(keep).collect()
+    (whole.into_iter().filter(keep).collect(), all)
 }
 
 /// Pages found written, by group, of those that are watched.
@@ -216,7 +226,8 @@ mod tests {
         let all: Vec<PageRange> = (0..4096)
             .map(|g| PageRange::new(g * GROUP, GROUP))
             .collect();
-        let chosen = choose(all);
+        let (chosen, of) = choose(all);
+        assert_eq!(of, 4096);
         assert!((48..160).contains(&chosen.len()), "{}", chosen.len());
         for part in 0..4 {
             let within = |p: &&PageRange| p.start / GROUP / 1024 == part;

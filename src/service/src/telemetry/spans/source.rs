@@ -240,6 +240,7 @@ fn choice(c: &ChoiceReport, at: u64) -> Event {
         ("vmferry.compressors", c.compressors.into()),
         ("vmferry.compressors.share", c.share.into()),
         ("vmferry.processors.spare", c.spare.into()),
+        ("vmferry.receiver", c.receiver.into()),
     ];
     push(&mut a, "vmferry.link.mbit", c.link_mbit);
     event("codec chosen", at, a)
