@@ -53,7 +53,7 @@ const MUST_SAVE: f64 = 0.05;
 const PRICE_IDLE: f64 = 0.02;
 const PRICE_BUSY: f64 = 0.3;
 /// Spare processors from which on they are there for the taking.
-const SPARE: f64 = 0.5;
+const SPARE: f64 = 0.25;
 /// Every so many chunks, a codec may be tried that is not known to be best.
 const TRY_EVERY: u64 = 24;
 /// How much better than known a codec may turn out: more the longer ago it was tried, and most

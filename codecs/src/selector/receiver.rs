@@ -12,7 +12,7 @@ use crate::CodecSpec;
 /// which a choice takes effect: so choices find a balance, and do not go to and fro.
 const MEMORY: Duration = Duration::from_millis(400);
 /// Threads that want a processor for this part of the time still keep up.
-const KEEPS_UP: f64 = 0.5;
+const KEEPS_UP: f64 = 0.8;
 /// What the destination does for a chunk, by part of what it does for a raw one: what goes with
 /// the bytes on the wire (receiving, decrypting); the rest goes with the pages (bench
 /// `compression`, a raw move beside busy vCPUs: some 5 ns of processor time a byte, of which TLS

@@ -392,6 +392,9 @@ pub struct MigrationProgress {
     pub jobs_unsettled: u64,
     /// How long writers have waited for write notifications, in milliseconds.
     pub stall_ms: f64,
+    /// How long vCPUs have waited for a processor until the pause, summed, in milliseconds.
+    #[serde(default)]
+    pub run_delay_ms: f64,
     /// Passes until now, the one under way last; the oldest may be left out.
     #[serde(default)]
     pub passes: Vec<PassProgress>,

@@ -172,7 +172,7 @@ pub struct ChoiceReport {
     pub share: f64,
     /// Processors that nobody but compressors used.
     pub spare: f64,
-    /// How much of the time the destination's page streams wanted a processor beyond half of it, of
+    /// How much of the time the destination's page streams wanted a processor beyond 80 % of it, of
     /// late, 0 to 1: near 1 it is they that everything waits for.
     #[serde(default)]
     pub receiver: f64,

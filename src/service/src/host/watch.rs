@@ -156,6 +156,7 @@ pub(super) fn shown(line: &ProgressLine) -> MigrationProgress {
         predicted_blackout_ms: line.predicted_blackout_ms,
         jobs_unsettled: line.jobs_unsettled,
         stall_ms: line.stall_ms,
+        run_delay_ms: line.run_delay_ms,
         passes: line.passes.iter().map(pass).collect(),
         bytes_by_codec: line.bytes_by_codec.clone(),
     }
@@ -188,5 +189,51 @@ pub(super) fn progress(inner: &Inner, entry: &Entry, line: &ProgressLine) {
     if settling && entry.state() != VmState::Settling {
         entry.with(|d| d.state = VmState::Settling);
         inner.changed(entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_a_vm_process_says_is_shown() {
+        let line = ProgressLine {
+            phase: "precopy".to_owned(),
+            pass: 2,
+            pages_left: 3,
+            pages_total: 4,
+            bytes_per_second: 5.0,
+            bytes_wire: 6,
+            predicted_blackout_ms: Some(7.0),
+            jobs_unsettled: 8,
+            stall_ms: 9.0,
+            run_delay_ms: 10.0,
+            passes: vec![protocol::PassProgress {
+                pass: 2,
+                considered: 11,
+                sent: 12,
+            }],
+            bytes_by_codec: [("lz4".to_owned(), 13)].into(),
+        };
+        let expected = MigrationProgress {
+            phase: "precopy".to_owned(),
+            pass: 2,
+            pages_left: 3,
+            pages_total: 4,
+            bytes_per_second: 5.0,
+            bytes_wire: 6,
+            predicted_blackout_ms: Some(7.0),
+            jobs_unsettled: 8,
+            stall_ms: 9.0,
+            run_delay_ms: 10.0,
+            passes: vec![PassProgress {
+                pass: 2,
+                pages_dirtied: 11,
+                pages_sent: 12,
+            }],
+            bytes_by_codec: [("lz4".to_owned(), 13)].into(),
+        };
+        assert_eq!(shown(&line), expected);
     }
 }

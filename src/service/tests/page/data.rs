@@ -75,7 +75,8 @@ pub(crate) fn live(
             "pages_total": dirtied(pass), "bytes_per_second": bytes_per_second,
             "bytes_wire": 812_000_000_u64 + u64::from(pass) * 90_000_000,
             "predicted_blackout_ms": 48.0 / f64::from(pass), "jobs_unsettled": 0,
-            "stall_ms": 3.1 * f64::from(pass), "passes": passes,
+            "stall_ms": 3.1 * f64::from(pass), "run_delay_ms": 7.25 * f64::from(pass),
+            "passes": passes,
             "bytes_by_codec": {"lz4": 512_000_000, "zstd:1": 231_000_000, "raw": 69_000_000},
         })
     });

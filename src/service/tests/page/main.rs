@@ -82,6 +82,9 @@ fn machines_migrations_drain_and_history_are_shown() {
         "pre-copy, pass 4",
         "5.1 Gbit/s",
         "zstd:1 220 MiB (28 %)",
+        "12.4 ms",
+        "vCPUs waited",
+        "29.0 ms",
         "the source has the figures",
         "2 of 6 moved",
         "1 failed",
@@ -148,6 +151,7 @@ fn details_open_by_keyboard() {
     for said in [
         "IO cancel 0.52 ms",
         "lz4 401 MiB (56 %)",
+        "vCPUs waited",
         "Unsettled",
         "switch-over",
         "431,004",

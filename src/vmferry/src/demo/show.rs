@@ -90,7 +90,7 @@ fn line(p: &ProgressLine) -> String {
         .map_or_else(String::new, |ms| format!(" · blackout if now {ms:.1} ms"));
     format!(
         "{} · pass {} · {} of {} pages to go · {:.0} MiB/s · {:.0} MiB sent · guest stalled {:.1} \
-         ms{predicted}",
+         ms · vCPUs waited {:.1} ms for a processor{predicted}",
         p.phase,
         p.pass,
         p.pages_left,
@@ -98,6 +98,7 @@ fn line(p: &ProgressLine) -> String {
         p.bytes_per_second / MIB,
         p.bytes_wire as f64 / MIB,
         p.stall_ms,
+        p.run_delay_ms,
     )
 }
 
@@ -117,13 +118,13 @@ mod tests {
             jobs_unsettled: 0,
             predicted_blackout_ms: Some(1.25),
             stall_ms: 0.5,
-            run_delay_ms: 0.0,
+            run_delay_ms: 2.5,
             ..ProgressLine::default()
         });
         assert_eq!(
             text,
             "precopy · pass 2 · 5 of 9 pages to go · 3 MiB/s · 7 MiB sent · guest stalled 0.5 ms · \
-             blackout if now 1.2 ms"
+             vCPUs waited 2.5 ms for a processor · blackout if now 1.2 ms"
         );
     }
 }

@@ -80,6 +80,8 @@ impl Passes {
             parts.push(format!("blackout if now {}", ms(blackout)));
         }
         parts.push(format!("guest stalled {}", ms(p.stall_ms)));
+        let waited = ms(p.run_delay_ms);
+        parts.push(format!("vCPUs waited {waited} for a processor"));
         parts.join(" · ")
     }
 }
@@ -112,6 +114,7 @@ mod tests {
             bytes_wire: 7 << 20,
             predicted_blackout_ms: Some(12.34),
             stall_ms: 0.5,
+            run_delay_ms: 2.5,
             ..MigrationProgress::default()
         }
     }
@@ -154,7 +157,7 @@ mod tests {
         assert_eq!(
             passes.line(&now),
             "precopy · pass 1 · 4 of 9 pages sent · 95 MiB/s · 7 MiB on the wire · blackout if now \
-             12.3 ms · guest stalled 0.5 ms"
+             12.3 ms · guest stalled 0.5 ms · vCPUs waited 2.5 ms for a processor"
         );
         passes.dirtied_per_second = Some(2000.0);
         for (codec, bytes) in [

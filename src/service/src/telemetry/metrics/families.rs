@@ -1,11 +1,12 @@
 //! Names, labels and buckets of all metrics.
 
 use prometheus::{
-    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, Result, core::Collector,
+    Counter, CounterVec, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, Result, core::Collector,
 };
 
 use super::super::export::SpanCounters;
+use super::compression::REASONS;
 use crate::model::VmState;
 
 const WAYS: [&str; 2] = ["outgoing", "incoming"];
@@ -33,6 +34,10 @@ pub(super) struct Families {
     pub(super) blackout: Histogram,
     pub(super) brownout: Histogram,
     pub(super) encoded: IntCounterVec,
+    pub(super) plain: IntCounterVec,
+    pub(super) codec_pages: IntCounterVec,
+    pub(super) codec_seconds: CounterVec,
+    pub(super) choices: IntCounterVec,
     pub(super) wire: IntCounter,
     pub(super) pages: IntCounterVec,
     pub(super) notifications: IntCounter,
@@ -90,8 +95,28 @@ impl Families {
             )?,
             encoded: add.counters(
                 "vmferry_encoded_bytes_total",
-                "Encoded page content that was sent, by codec.",
+                "Page content as encoded, by codec with its level.",
                 &["codec"],
+            )?,
+            plain: add.counters(
+                "vmferry_plain_bytes_total",
+                "The same page content before it was encoded, by codec with its level.",
+                &["codec"],
+            )?,
+            codec_pages: add.counters(
+                "vmferry_codec_pages_total",
+                "Pages whose content was encoded, by codec with its level.",
+                &["codec"],
+            )?,
+            codec_seconds: add.seconds_by(
+                "vmferry_codec_processor_seconds_total",
+                "Processor time of compressors, by codec with its level.",
+                &["codec"],
+            )?,
+            choices: add.counters(
+                "vmferry_codec_choices_total",
+                "Chunks of pages that were encoded, by why their codec was chosen.",
+                &["reason"],
             )?,
             wire: add.counter(
                 "vmferry_wire_bytes_total",
@@ -178,6 +203,9 @@ impl Families {
         for kind in ["sent", "zero", "unchanged"] {
             self.pages.with_label_values(&[kind]);
         }
+        for reason in REASONS {
+            self.choices.with_label_values(&[reason.name()]);
+        }
         for fate in ["cancelled", "unsettled", "reissued"] {
             self.jobs.with_label_values(&[fate]);
         }
@@ -207,6 +235,10 @@ impl Add<'_> {
 
     fn seconds(&self, name: &str, help: &str) -> Result<Counter> {
         self.register(Counter::new(name, help))
+    }
+
+    fn seconds_by(&self, name: &str, help: &str, labels: &[&str]) -> Result<CounterVec> {
+        self.register(CounterVec::new(Opts::new(name, help), labels))
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {

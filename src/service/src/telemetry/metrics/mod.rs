@@ -2,6 +2,7 @@
 //!
 //! docs/operations.md lists the names.
 
+mod compression;
 mod families;
 
 use std::collections::BTreeMap;
@@ -62,9 +63,7 @@ impl Metrics {
         }
         let held_up_ms = report.notifications.stall_ms + report.vcpu_run_delay_ms;
         f.brownout.observe(held_up_ms.max(0.0) / 1e3);
-        for (codec, bytes) in &report.bytes_by_codec {
-            f.encoded.with_label_values(&[codec]).inc_by(*bytes);
-        }
+        f.count_compression(report);
         f.wire.inc_by(report.bytes_wire);
         let content = report.bytes_memory / PAGE_SIZE;
         for (kind, pages) in [

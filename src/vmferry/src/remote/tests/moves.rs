@@ -44,7 +44,7 @@ async fn a_migration_is_followed_to_its_report() {
          web-1: both hosts look whether it can move to host-b\n\
          web-1: moves to host-b\n\
          precopy · pass 1 · 1000 of 1000 pages sent · 0 B/s · 0 B on the wire · guest stalled 0.0 \
-         ms\n\
+         ms · vCPUs waited 0.0 ms for a processor\n\
          pass 1: 1000 pages sent in 500.0 ms, 100 dirtied meanwhile (200 pages/s)\n\
          web-1: runs at host-b; storage is still at work for this host\n\
          web-1: runs at host-b\n"
