@@ -113,6 +113,19 @@ pub enum Why {
 }
 
 impl Why {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Link,
+        Self::Saves,
+        Self::TooSlow,
+        Self::GuestFirst,
+        Self::Receiver,
+        Self::Incompressible,
+        Self::Trial,
+        Self::Fixed,
+        Self::Difference,
+    ];
+
     /// The name used in reports.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -14,9 +14,8 @@ const MEMORY: Duration = Duration::from_millis(400);
 /// Threads that want a processor for this part of the time still keep up.
 const KEEPS_UP: f64 = 0.8;
 /// What the destination does for a chunk, by part of what it does for a raw one: what goes with
-/// the bytes on the wire (receiving, decrypting); the rest goes with the pages (bench
-/// `compression`, a raw move beside busy vCPUs: some 5 ns of processor time a byte, of which TLS
-/// and TCP take about 2).
+/// the bytes on the wire (receiving, decrypting); the rest goes with the pages. An estimate: beside
+/// busy vCPUs a raw byte took it some 5 ns of processor time, by its threads' schedstat.
 const OF_WIRE: f64 = 0.4;
 
 /// Remembers what the destination told. Times are since any fixed moment.
@@ -45,8 +44,8 @@ impl ReceiverMeter {
 
 /// What a chunk of that ratio gives the destination to do, as a multiple of what it does raw.
 pub(super) fn work(codec: CodecSpec, ratio: f64) -> f64 {
-    // Decoding beside busy vCPUs, over those 5 ns: what a move with `lz4` and one with both took
-    // more than a raw one; brotli by its speed beside theirs (bench `codecs`).
+    // Decoding, over those 5 ns. Estimates: what a move with `auto` took more than a raw one, and
+    // how codecs stand to each other (bench `codecs`). In doubt, too much: raw is never wrong there.
     let decoding = match codec {
         CodecSpec::Raw => 0.0,
         CodecSpec::Lz4 => 0.35,

@@ -205,6 +205,11 @@ async fn what_is_cut_damaged_or_outside_of_ram_is_refused() {
         let refused = read_chunk(&mut &frame[..], &apply, &mut scratch).await;
         assert!(refused.is_err(), "codec {codec}, page {start}");
     }
+    // A codec that nobody knows, before anything of its content has come: what waited for that
+    // would find the stream cut.
+    let head = header(99, 0, 10).encode(&[0xee; 10]).unwrap();
+    let refused = read_chunk(&mut &head[..], &apply, &mut scratch).await;
+    assert!(matches!(refused, Err(ApplyError::Codec(_))), "{refused:?}");
 }
 
 /// Words that change in pages that were sent before: their difference travels, and arrives.

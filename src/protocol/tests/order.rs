@@ -2,13 +2,14 @@
 
 mod common;
 
-use common::{MIGRATION, T, TOKEN, destination, hello, on_disk, shape};
+use common::{MIGRATION, T, TOKEN, destination, hello, on_disk, shape, source};
 use vmferry_protocol::destination::{
     Destination, DestinationEvent, DestinationOutcome, DestinationOutput,
 };
 use vmferry_protocol::ids::{ChunkId, MigrationId, Token};
 use vmferry_protocol::message::{AbortCode, Load, Message};
 use vmferry_protocol::ownership::{Record, Stored};
+use vmferry_protocol::source::{SourceEvent, SourceOutput};
 use vmferry_protocol::version::{Features, Speaks};
 use vmferry_protocol::wire::digest;
 
@@ -300,4 +301,15 @@ fn a_destination_tells_how_much_it_has_to_do_where_that_is_agreed() {
         );
         assert_eq!(said.len(), usize::from(tells));
     }
+}
+
+#[test]
+fn a_source_passes_on_how_much_the_destination_has_to_do() {
+    let load = Load { wanted: 700 };
+    let mut s = source();
+    s.handle_event(T, SourceEvent::Connected);
+    while s.poll_output().is_some() {}
+    s.handle_message(T, Message::Load(load));
+    assert_eq!(s.poll_output(), Some(SourceOutput::PeerLoad(load)));
+    assert_eq!(s.poll_output(), None);
 }

@@ -131,24 +131,6 @@ fn compression_is_counted_by_codec_and_reason() {
 }
 
 #[test]
-fn a_report_that_does_not_tell_by_pass_has_its_bytes_counted() {
-    let mut report = made_up();
-    report.pass_cut = None;
-    for pass in &mut report.passes {
-        pass.codecs.clear();
-        pass.choices.clear();
-    }
-    let metrics = Metrics::new().unwrap();
-    metrics.observe_migration(&report);
-    let text = metrics.text();
-    let zstd = value(&text, "vmferry_encoded_bytes_total{codec=\"zstd\"}");
-    assert_eq!(zstd, 560_000.0);
-    assert_eq!(sum(&text, "vmferry_encoded_bytes_total"), 987_984.0);
-    assert_eq!(sum(&text, "vmferry_codec_pages_total"), 0.0);
-    assert_eq!(sum(&text, "vmferry_codec_choices_total"), 0.0);
-}
-
-#[test]
 fn migrations_of_all_outcomes_are_counted() {
     run(async {
         let metrics = Metrics::new().unwrap();

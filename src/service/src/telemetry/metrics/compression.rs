@@ -8,26 +8,6 @@ use vmferry_protocol::PAGE_SIZE;
 
 use super::families::Families;
 
-/// Codecs as reports may name them without a level.
-const WITHOUT_LEVEL: [CodecId; 5] = [
-    CodecId::Raw,
-    CodecId::Lz4,
-    CodecId::Zstd,
-    CodecId::Brotli,
-    CodecId::Delta,
-];
-/// Why a codec may have been chosen.
-pub(super) const REASONS: [Why; 9] = [
-    Why::Link,
-    Why::Saves,
-    Why::TooSlow,
-    Why::GuestFirst,
-    Why::Receiver,
-    Why::Incompressible,
-    Why::Trial,
-    Why::Fixed,
-    Why::Difference,
-];
 /// Stands for every name that none of these has.
 const UNKNOWN: &str = "unknown";
 
@@ -35,13 +15,6 @@ impl Families {
     /// Counts what codecs did in all passes, the one too that was cut short.
     pub(super) fn count_compression(&self, report: &MigrationReport) {
         let passes = || report.passes.iter().chain(&report.pass_cut);
-        if passes().all(|pass| pass.codecs.is_empty()) {
-            // VM processes of former versions do not tell by pass.
-            for (name, bytes) in &report.bytes_by_codec {
-                let label = [codec(name)];
-                self.encoded.with_label_values(&label).inc_by(*bytes);
-            }
-        }
         for (name, did) in passes().flat_map(|pass| &pass.codecs) {
             let label = [codec(name)];
             let plain = did.pages.saturating_mul(PAGE_SIZE);
@@ -60,19 +33,17 @@ impl Families {
 
 /// A codec's name, if it is one and spelled as reports spell it.
 fn codec(name: &str) -> &str {
-    let without = WITHOUT_LEVEL.iter().any(|id| id.name() == name);
-    let with_level = || {
-        let spec = name.parse::<CodecSpec>();
-        spec.is_ok_and(|spec| spec.to_string() == name)
-    };
-    match without || with_level() {
+    let spec = name.parse::<CodecSpec>();
+    let chosen = spec.is_ok_and(|spec| spec.to_string() == name);
+    // Differences are not chosen by name.
+    match chosen || name == CodecId::Delta.name() {
         true => name,
         false => UNKNOWN,
     }
 }
 
 fn reason(name: &str) -> &'static str {
-    let mut known = REASONS.into_iter().map(Why::name);
+    let mut known = Why::ALL.into_iter().map(Why::name);
     known.find(|known| *known == name).unwrap_or(UNKNOWN)
 }
 
@@ -82,9 +53,7 @@ mod tests {
 
     #[test]
     fn labels_are_names_of_codecs_and_reasons_and_nothing_else() {
-        for name in [
-            "raw", "lz4", "delta", "zstd", "zstd:-5", "zstd:9", "brotli:0",
-        ] {
+        for name in ["raw", "lz4", "delta", "zstd:-5", "zstd:9", "brotli:0"] {
             assert_eq!(codec(name), name);
         }
         for name in [
@@ -93,7 +62,7 @@ mod tests {
         ] {
             assert_eq!(codec(name), UNKNOWN, "{name:?}");
         }
-        for why in REASONS {
+        for why in Why::ALL {
             assert_eq!(reason(why.name()), why.name());
         }
         for name in ["", "Link", "because", "link "] {

@@ -4,9 +4,9 @@ use prometheus::{
     Counter, CounterVec, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, Registry, Result, core::Collector,
 };
+use vmferry_codecs::selector::Why;
 
 use super::super::export::SpanCounters;
-use super::compression::REASONS;
 use crate::model::VmState;
 
 const WAYS: [&str; 2] = ["outgoing", "incoming"];
@@ -203,7 +203,7 @@ impl Families {
         for kind in ["sent", "zero", "unchanged"] {
             self.pages.with_label_values(&[kind]);
         }
-        for reason in REASONS {
+        for reason in Why::ALL {
             self.choices.with_label_values(&[reason.name()]);
         }
         for fate in ["cancelled", "unsettled", "reissued"] {
