@@ -90,7 +90,7 @@ pub(crate) const UFFD_FEATURE_THREAD_ID: u64 = 1 << 8;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
 const UFFD_PAGEFAULT_FLAG_WP: u64 = 1 << 1;
 /// Messages taken from the descriptor by one read.
-const MESSAGES_A_READ: usize = 16;
+pub(crate) const MESSAGES_A_READ: usize = 16;
 const USERFAULTFD_IOC_NEW: libc::c_ulong = ioc(NONE, 0xaa, 0x00, 0);
 
 #[repr(C)]

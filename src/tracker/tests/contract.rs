@@ -1,5 +1,6 @@
 //! One contract for every tracker: no write is ever missed, whoever made it, in any order of
-//! writing, harvesting and protecting; and a page that nobody wrote does not come back.
+//! writing, harvesting and protecting; and, from those that tell of each page by itself, a page
+//! that nobody wrote does not come back.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 #[path = "contract_parts/dma.rs"]
@@ -47,17 +48,22 @@ enum By {
     Vmm,
 }
 
+/// `exact`: nothing but what was written may be harvested. That is so with wp-async, and with
+/// wp-group where a group is a page: page tables tell of writes and of nothing else. Larger groups
+/// bring neighbours along, and KVM counts a page as written that it maps writable for a read.
 fn random_schedule(
     tracker: &dyn DirtyTracker,
     ram: &GuestRam,
     mut vcpu: Option<&mut Writer>,
-    sees_vmm_twice: bool,
+    exact: bool,
     seed: u64,
     steps: u32,
 ) {
     let mut rng = StdRng::seed_from_u64(seed);
     tracker.start().unwrap();
     let mut written: BTreeSet<u64> = (0..PAGES).collect();
+    // By the VMM, since the last harvest: also noted in RAM's own bitmap, for the next one.
+    let mut noted = BTreeSet::new();
     let mut harvested = BTreeSet::new();
     for step in 0..steps {
         match rng.random_range(0..10) {
@@ -79,6 +85,7 @@ fn random_schedule(
                             .write_obj(step, GuestAddress(page * PAGE_SIZE + 16))
                             .unwrap();
                         written.insert(page);
+                        noted.insert(page);
                     }
                 }
             }
@@ -95,12 +102,15 @@ fn random_schedule(
             }
             _ => {
                 harvested = harvest(tracker);
+                // Once more where it was protected since: what is noted may have been written by
+                // somebody who raises no fault, at any time.
+                written.append(&mut noted);
                 let missed: Vec<_> = written.difference(&harvested).collect();
                 assert!(
                     missed.is_empty(),
                     "seed {seed} step {step}: missed {missed:?}"
                 );
-                if !sees_vmm_twice {
+                if exact {
                     let extra: Vec<_> = harvested.difference(&written).collect();
                     assert!(extra.is_empty(), "seed {seed} step {step}: extra {extra:?}");
                 }
@@ -119,8 +129,7 @@ fn kvm_log_misses_no_write_in_random_schedules() {
     };
     let tracker = make(TrackerKind::KvmLog, ram.clone(), Some(writer.kvm.clone())).unwrap();
     for seed in 0..40 {
-        // A VMM write between harvest and protect is noted once more than needed; never missed.
-        random_schedule(&*tracker, &ram, Some(&mut writer), true, seed, 250);
+        random_schedule(&*tracker, &ram, Some(&mut writer), false, seed, 250);
     }
 }
 
@@ -164,8 +173,7 @@ fn kvm_wp_group_misses_no_write_of_a_vcpu() {
     for size in SIZES {
         let tracker = wp_group(&ram, size);
         for seed in 0..10 {
-            // Groups bring neighbours along: more than was written, never less.
-            random_schedule(&tracker, &ram, Some(&mut writer), true, seed, 250);
+            random_schedule(&tracker, &ram, Some(&mut writer), size == "4k", seed, 250);
         }
     }
 }
@@ -177,7 +185,7 @@ fn wp_group_misses_no_write_in_random_schedules() {
     for size in SIZES {
         let tracker = wp_group(&ram, size);
         for seed in 0..10 {
-            random_schedule(&tracker, &ram, None, true, seed, 250);
+            random_schedule(&tracker, &ram, None, size == "4k", seed, 250);
         }
     }
 }

@@ -167,42 +167,52 @@ impl Groups {
         Ok(())
     }
 
-    /// Page `gfn` is being written: all of its group counts as written from here on, then
-    /// `release` lifts the protection. With `grow`, a group beside pages that were released before
-    /// takes twice as many along: a guest that has written those will go on here.
-    ///
-    /// Returns the pages released.
-    ///
-    /// # Errors
-    /// That of `release`.
-    pub(crate) fn fault(
-        &self,
-        gfn: u64,
-        grow: bool,
-        release: impl FnOnce(PageRange) -> io::Result<()>,
-    ) -> Result<u64, ArmError> {
-        let region = self.region(PageRange::new(gfn, 1))?;
-        let offset = gfn - region.range.start;
-        let _held = region.lock(offset);
-        let block = region.orders[(offset / BLOCK) as usize].load(Ordering::Acquire);
-        let mut group = region.group(offset, Order::from_log2(block));
-        if grow {
-            group = self.grown(region, group)?;
-        }
-        self.armed.clear(group)?;
-        let released = self.protected.clear(group)?;
-        self.released.set(group)?;
-        release(group).map_err(ArmError::Kernel)?;
-        Ok(released)
+    /// The group that `page` was protected with last.
+    pub(crate) fn group(&self, page: PageRange) -> Result<PageRange, MemoryError> {
+        let region = self.region(page)?;
+        let offset = page.start - region.range.start;
+        let order = region.orders[(offset / BLOCK) as usize].load(Ordering::Acquire);
+        Ok(region.group(offset, Order::from_log2(order)))
     }
 
-    /// Pages of the group that a write to `gfn` would release; none where it is writable already.
-    pub(crate) fn price(&self, gfn: u64) -> Result<u64, MemoryError> {
-        let region = self.region(PageRange::new(gfn, 1))?;
-        let offset = gfn - region.range.start;
-        let order = region.orders[(offset / BLOCK) as usize].load(Ordering::Acquire);
-        self.protected
-            .count(region.group(offset, Order::from_log2(order)))
+    /// Pages of `group` that a write to `page`, which lies in it, would release; none where that
+    /// is writable already.
+    pub(crate) fn price(&self, page: PageRange, group: PageRange) -> Result<u64, MemoryError> {
+        match self.protected.count(page)? {
+            0 => Ok(0),
+            _ => self.protected.count(group),
+        }
+    }
+
+    /// `page`, which lies in `group`, is being written: all of `group` counts as written from here
+    /// on, then `lift` takes its protection off. With `grow`, a group beside pages that were
+    /// released before takes twice as many along: a guest that has written those will go on here.
+    /// Where `page` is writable already, as far as is known, `lift` is called for it alone, so
+    /// that its writer cannot but go on.
+    ///
+    /// # Errors
+    /// That of `lift`.
+    pub(crate) fn release(
+        &self,
+        page: PageRange,
+        group: PageRange,
+        grow: bool,
+        lift: impl FnOnce(PageRange) -> io::Result<()>,
+    ) -> Result<Released, ArmError> {
+        let region = self.region(page)?;
+        let _held = region.lock(page.start - region.range.start);
+        let range = if self.protected.count(page)? == 0 {
+            page
+        } else if grow {
+            self.grown(region, group)?
+        } else {
+            group
+        };
+        self.armed.clear(range)?;
+        let pages = self.protected.clear(range)?;
+        self.released.set(range)?;
+        lift(range).map_err(ArmError::Kernel)?;
+        Ok(Released { range, pages })
     }
 
     /// `group` with what follows it, or what is before it, in the direction of the writer.
@@ -253,6 +263,15 @@ impl Groups {
                 count: range.count,
             })
     }
+}
+
+/// What a write has released.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Released {
+    /// The page written, and what was released with it.
+    pub(crate) range: PageRange,
+    /// Pages among them that were protected.
+    pub(crate) pages: u64,
 }
 
 /// Why pages could not be armed or released.

@@ -46,11 +46,13 @@ impl Model {
         if self.guarded.borrow()[page as usize] {
             self.faults += 1;
             let guarded = &self.guarded;
-            let release = |r: PageRange| {
+            let lift = |r: PageRange| {
                 set(guarded, r, false);
                 Ok(())
             };
-            self.groups.fault(page, grow, release).unwrap();
+            let page = PageRange::new(page, 1);
+            let group = self.groups.group(page).unwrap();
+            self.groups.release(page, group, grow, lift).unwrap();
         }
         assert!(!self.guarded.borrow()[page as usize], "still protected");
         self.memory[page as usize] += 1;
@@ -184,6 +186,24 @@ fn a_writer_that_goes_through_memory_pays_less_and_less() {
     }
     // Apart from each other, each releases its own group only.
     assert_eq!(random.written_pages(), 4 * 16);
+}
+
+#[test]
+fn a_write_to_a_page_that_is_writable_releases_nothing_else() {
+    let mut model = Model::new();
+    model.read(PageRange::new(0, PAGES), Order::from_log2(4));
+    model.write(20, false);
+    let (page, block) = (PageRange::new(20, 1), PageRange::new(0, 512));
+    assert_eq!(model.groups.price(page, block).unwrap(), 0);
+    let mut lifted = Vec::new();
+    let lift = |r: PageRange| {
+        lifted.push(r);
+        Ok(())
+    };
+    let released = model.groups.release(page, block, true, lift).unwrap();
+    assert_eq!((released.range, released.pages), (page, 0));
+    assert_eq!(lifted, [page]);
+    assert_eq!(model.written_pages(), 16);
 }
 
 #[test]

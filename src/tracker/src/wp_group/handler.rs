@@ -1,9 +1,9 @@
 //! The thread that answers write faults. Whoever writes waits for it, so it waits for nobody that
 //! could wait for the guest: it takes no lock but that of a group, allocates nothing, and logs
-//! only when it ends.
+//! only when it ends. What is answered when is for [`Answers`] to say.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,49 +11,10 @@ use std::time::{Duration, Instant};
 use vmferry_memory::{GuestRam, RamRegion};
 use vmferry_protocol::{PAGE_SIZE, PageRange};
 
+use super::answers::{Answers, Costs, Kernel};
 use super::groups::{ArmError, Groups};
-use super::pace::Pace;
 use crate::Throttle;
 use crate::sys::{Uffd, raise_priority, wait_readable};
-
-/// What the faults cost, since the tracker was started.
-#[derive(Debug, Default)]
-pub(super) struct Costs {
-    pub(super) faults: AtomicU64,
-    pub(super) pages: AtomicU64,
-    /// From when the fault was read to when its writer could go on.
-    pub(super) stall_ns: AtomicU64,
-    pub(super) longest_ns: AtomicU64,
-    /// How long writers were made to wait, on top of that.
-    pub(super) throttled_ns: AtomicU64,
-}
-
-fn nanos(d: Duration) -> u64 {
-    u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)
-}
-
-impl Costs {
-    /// From the beginning.
-    pub(super) fn reset(&self) {
-        for counter in [
-            &self.faults,
-            &self.pages,
-            &self.stall_ns,
-            &self.longest_ns,
-            &self.throttled_ns,
-        ] {
-            counter.store(0, Ordering::Relaxed);
-        }
-    }
-
-    fn add(&self, pages: u64, stall: Duration) {
-        let ns = nanos(stall);
-        self.faults.fetch_add(1, Ordering::Relaxed);
-        self.pages.fetch_add(pages, Ordering::Relaxed);
-        self.stall_ns.fetch_add(ns, Ordering::Relaxed);
-        self.longest_ns.fetch_max(ns, Ordering::Relaxed);
-    }
-}
 
 /// What the thread works on.
 #[derive(Debug)]
@@ -80,37 +41,16 @@ impl Shared {
         }
     }
 
-    fn answer(&self, address: usize, grow: bool) -> Result<(), ArmError> {
-        let began = Instant::now();
-        let Some(region) = self.region(address) else {
-            return Ok(());
-        };
-        let gfn = region.range.start + (address - region.hva) as u64 / PAGE_SIZE;
-        let release = |group: PageRange| {
-            let (start, len) = span(region, group);
-            self.uffd.release(start, len)
-        };
-        let pages = self.groups.fault(gfn, self.grow && grow, release)?;
-        // Another writer's fault may have released it already.
-        if pages > 0 {
-            self.costs.add(pages, began.elapsed());
-        }
-        Ok(())
-    }
-
-    /// Pages that a write to `address` would release; none where it is writable already.
-    fn price(&self, address: usize) -> u64 {
-        self.region(address).map_or(0, |region| {
-            let gfn = region.range.start + (address - region.hva) as u64 / PAGE_SIZE;
-            self.groups.price(gfn).unwrap_or(0)
-        })
-    }
-
-    fn region(&self, address: usize) -> Option<&RamRegion> {
-        let regions = self.ram.regions().iter();
-        regions
+    /// The page that is mapped at `address`.
+    fn page(&self, address: usize) -> Option<PageRange> {
+        let region = self
+            .ram
+            .regions()
+            .iter()
             .filter(|r| address >= r.hva)
-            .find(|r| address - r.hva < r.len())
+            .find(|r| address - r.hva < r.len())?;
+        let offset = (address - region.hva) as u64 / PAGE_SIZE;
+        Some(PageRange::new(region.range.start + offset, 1))
     }
 }
 
@@ -185,30 +125,36 @@ impl Drop for LetGo<'_> {
     }
 }
 
-/// A writer that is made to wait.
-struct Waiting {
-    address: usize,
-    since: Duration,
-    due: Duration,
+/// The real kernel, and time since the thread began.
+struct Real<'a> {
+    shared: &'a Shared,
+    began: Instant,
 }
 
-/// Faults that may wait at a time without memory being taken: more than a VM has vCPUs.
-const WAITING: usize = 64;
+impl Kernel for Real<'_> {
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn release(&self, pages: PageRange) -> io::Result<()> {
+        let hva = self.shared.ram.hva(pages).map_err(io::Error::other)?;
+        self.shared.uffd.release(hva, pages.bytes() as usize)
+    }
+}
 
 /// The thread's own state.
 struct Server<'a> {
     shared: &'a Shared,
     woken: &'a PipeReader,
-    began: Instant,
-    pace: Pace,
-    waiting: Vec<Waiting>,
+    kernel: Real<'a>,
+    answers: Answers<'a>,
 }
 
 impl Server<'_> {
     /// Waits for something and does it; false when it is to end.
     fn turn(&mut self) -> Result<bool, ArmError> {
-        let now = self.began.elapsed();
-        let next = self.waiting.iter().map(|w| w.due).min();
+        let now = self.kernel.now();
+        let next = self.answers.next_due();
         let wait = next.map(|due| due.saturating_sub(now));
         let ready = wait_readable(&self.shared.uffd, self.woken, wait);
         let (faults, woken) = ready.map_err(ArmError::Kernel)?;
@@ -218,7 +164,7 @@ impl Server<'_> {
         if faults {
             self.take_faults()?;
         }
-        self.let_due_go()?;
+        self.answers.answer_due(&self.kernel)?;
         Ok(true)
     }
 
@@ -233,57 +179,27 @@ impl Server<'_> {
             .throttle
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let now = self.began.elapsed();
-        self.pace.set(throttle, now);
-        for waiting in &mut self.waiting {
-            waiting.due = now;
-        }
+        self.answers.throttle(throttle, self.kernel.now());
         Ok(true)
     }
 
     fn take_faults(&mut self) -> Result<(), ArmError> {
-        let mut failed = None;
-        let (shared, pace, waiting) = (self.shared, &mut self.pace, &mut self.waiting);
-        let began = self.began;
+        let (mut first, mut failed) = (true, None);
+        let (shared, kernel, answers) = (self.shared, &self.kernel, &mut self.answers);
         let read = shared.uffd.read_faults(|address, thread| {
-            let now = began.elapsed();
-            let due = if pace.is_set() {
-                pace.due(now, thread, shared.price(address))
-            } else {
-                now
+            if std::mem::take(&mut first) {
+                // One read has taken them all: from here on the last waits like the first.
+                answers.faults_read(kernel.now());
+            }
+            let Some(page) = shared.page(address) else {
+                return;
             };
-            if due > now && waiting.len() < WAITING {
-                waiting.push(Waiting {
-                    address,
-                    since: now,
-                    due,
-                });
-            } else if let Err(error) = shared.answer(address, !pace.is_set()) {
+            if let Err(error) = answers.fault(kernel, page, thread) {
                 failed = Some(error);
             }
         });
         read.map_err(ArmError::Kernel)?;
         failed.map_or(Ok(()), Err)
-    }
-
-    fn let_due_go(&mut self) -> Result<(), ArmError> {
-        let now = self.began.elapsed();
-        let mut at = 0;
-        while let Some(w) = self.waiting.get(at) {
-            if w.due > now {
-                at += 1;
-                continue;
-            }
-            let Waiting { address, since, .. } = self.waiting.swap_remove(at);
-            let waited = nanos(now.saturating_sub(since));
-            self.shared
-                .costs
-                .throttled_ns
-                .fetch_add(waited, Ordering::Relaxed);
-            // What a writer has waited for is what it gets.
-            self.shared.answer(address, !self.pace.is_set())?;
-        }
-        Ok(())
     }
 }
 
@@ -294,9 +210,11 @@ fn serve(shared: &Shared, woken: &PipeReader) {
     let mut server = Server {
         shared,
         woken,
-        began: Instant::now(),
-        pace: Pace::new(),
-        waiting: Vec::with_capacity(WAITING),
+        kernel: Real {
+            shared,
+            began: Instant::now(),
+        },
+        answers: Answers::new(&shared.groups, &shared.costs, shared.grow),
     };
     loop {
         let error = match server.turn() {

@@ -11,6 +11,7 @@
 //! not read since it was protected. Needs Linux 5.7 (UFFD_FEATURE_PAGEFAULT_FLAG_WP;
 //! Documentation/admin-guide/mm/userfaultfd.rst).
 
+mod answers;
 mod groups;
 mod handler;
 mod pace;
@@ -28,8 +29,9 @@ use crate::sys::{UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_THREAD_ID, Uffd};
 use crate::{
     DirtyTracker, HarvestStats, NotificationCosts, PassFacts, Throttle, TrackerError, TrackerKind,
 };
+use answers::Costs;
 use groups::{ArmError, Groups};
-use handler::{Costs, Handler, Shared, span};
+use handler::{Handler, Shared, span};
 use policy::{GroupSize, Order, SizeInput, next_order};
 
 /// Group write protection as a tracker.

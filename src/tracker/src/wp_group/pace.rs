@@ -18,7 +18,8 @@ pub(super) struct Pace {
     since: Duration,
     /// When the pages released so far will have been allowed.
     free_at: Duration,
-    /// Writers by thread, and when each was last let go.
+    /// Writers by thread, and when each really went on last: before it was due where another's
+    /// answer woke it.
     writers: Vec<(u32, Duration)>,
 }
 
@@ -42,26 +43,38 @@ impl Pace {
         self.throttle.is_some()
     }
 
-    /// When `writer`, who has come at `now`, may make `pages` pages writable.
+    /// When `writer`, who has come at `now`, may make `pages` pages writable. Charges for them.
     pub(super) fn due(&mut self, now: Duration, writer: u32, pages: u64) -> Duration {
         let Some(throttle) = self.throttle else {
             return now;
         };
         let price = Duration::from_secs_f64(pages as f64 / throttle.pages_per_second as f64);
-        let mut due = self.free_at.max(now);
-        let share = u32::from(throttle.most_pct);
-        if share < 100 {
-            let ran = now.saturating_sub(self.let_go(writer));
-            due = due.min(now + ran * share / (100 - share));
-        }
+        let due = self.free_at.max(now).min(self.latest(now, writer));
         self.free_at = due + price;
-        self.note(writer, due);
         due
+    }
+
+    /// When `writer`, who has come at `now`, will have waited for as much of its time as it may be
+    /// made to.
+    pub(super) fn latest(&self, now: Duration, writer: u32) -> Duration {
+        let share = self.throttle.map_or(0, |t| u32::from(t.most_pct));
+        if share >= 100 {
+            return Duration::MAX;
+        }
+        let ran = now.saturating_sub(self.went_on(writer));
+        now + ran * share / (100 - share)
+    }
+
+    /// `writer` goes on at `at`, whenever it was due.
+    pub(super) fn let_go(&mut self, writer: u32, at: Duration) {
+        if self.is_set() {
+            self.note(writer, at);
+        }
     }
 
     /// When `writer` was last let go; one that has not waited yet has run since the throttle was
     /// set, as far as is known.
-    fn let_go(&self, writer: u32) -> Duration {
+    fn went_on(&self, writer: u32) -> Duration {
         let known = self.writers.iter().find(|(w, _)| *w == writer);
         known.map_or(self.since, |(_, at)| *at)
     }
@@ -118,12 +131,25 @@ mod tests {
         let mut pace = pace(1, 80);
         let mut now = pace.due(Duration::ZERO, 7, 512);
         for _ in 0..5 {
+            pace.let_go(7, now);
             // Ran for 2 ms, waits for 8.
             now += 2 * MS;
             let due = pace.due(now, 7, 512);
             assert_eq!(due - now, 8 * MS);
             now = due;
         }
+    }
+
+    #[test]
+    fn a_writer_that_went_on_before_it_was_due_waits_for_its_share_the_next_time() {
+        let mut pace = pace(1, 80);
+        let start = pace.due(Duration::ZERO, 7, 512);
+        pace.let_go(7, start);
+        assert_eq!(pace.due(10 * MS, 7, 512), 50 * MS);
+        // Woken by another's release.
+        pace.let_go(7, 12 * MS);
+        // Ran for 3 ms, waits for 12.
+        assert_eq!(pace.due(15 * MS, 7, 512), 27 * MS);
     }
 
     #[test]
