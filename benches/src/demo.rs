@@ -1,15 +1,25 @@
 //! Runs `vmferry demo` and reads its report.
 
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
+use crate::warm::{Warm, ram_mib};
+
 /// The binary whose demo is run.
 #[derive(Debug)]
 pub struct Demo {
     binary: PathBuf,
+    /// Whether moves find memory at hand.
+    warm: bool,
 }
+
+/// How the line begins that a demo writes when a migration does.
+const BEGINS: &str = "hop ";
+/// What its processes take beside guest RAM, in MiB.
+const BESIDE_RAM_MIB: u64 = 64;
 
 impl Demo {
     /// The demo of `binary`, or of the one beside this program.
@@ -23,7 +33,17 @@ impl Demo {
                 .map_err(|e| e.to_string())?
                 .with_file_name("vmferry"),
         };
-        Ok(Self { binary })
+        Ok(Self {
+            binary,
+            warm: false,
+        })
+    }
+
+    /// The same, whose moves find memory at hand ([`crate::warm`]): to be compared in time.
+    #[must_use]
+    pub fn warm(mut self) -> Self {
+        self.warm = true;
+        self
     }
 
     /// The report of a demo with these arguments.
@@ -54,18 +74,39 @@ impl Demo {
             true => &[],
             false => &["--disk", "none"],
         };
-        let output = command
+        let ram = ram_mib(args).filter(|_| self.warm);
+        let mut destination = ram.map(Warm::take).transpose()?;
+        drop(
+            ram.map(|ram| Warm::take(ram + BESIDE_RAM_MIB))
+                .transpose()?,
+        );
+        let failed = |e: std::io::Error| {
+            let binary = self.binary.display();
+            format!("{binary}: {e} (cargo build --release first)")
+        };
+        let mut demo = command
             .args(["demo", "--json"])
             .args(no_disk)
             .args(args)
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .output()
-            .map_err(|e| {
-                let binary = self.binary.display();
-                format!("{binary}: {e} (cargo build --release first)")
-            })?;
+            .spawn()
+            .map_err(failed)?;
+        let stderr = demo.stderr.take().ok_or("a demo without stderr")?;
+        let words = std::thread::spawn(move || {
+            let mut words = String::new();
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if line.starts_with(BEGINS) {
+                    drop(destination.take());
+                }
+                words.push_str(&line);
+                words.push('\n');
+            }
+            words
+        });
+        let output = demo.wait_with_output().map_err(failed)?;
+        let words = words.join().map_err(|_| "stderr could not be read")?;
         if !output.status.success() {
-            let words = String::from_utf8_lossy(&output.stderr);
             return Err(format!("demo {}: {words}", args.join(" ")));
         }
         serde_json::from_slice(&output.stdout).map_err(|e| e.to_string())

@@ -8,3 +8,4 @@ pub mod demo;
 pub mod plot;
 pub mod qemu;
 pub mod transport;
+pub mod warm;

@@ -165,7 +165,7 @@ fn judge(cell: &Cell, codecs: &BTreeMap<String, Medians>) -> Vec<Judged> {
 }
 
 fn run(args: &Args) -> Result<Vec<Outcome>, String> {
-    let demo = Demo::new(args.vmferry.clone())?;
+    let demo = Demo::new(args.vmferry.clone())?.warm();
     let mut outcomes = Vec::new();
     for cell in cells(args) {
         outcomes.push(measure(args, &demo, &cell)?);

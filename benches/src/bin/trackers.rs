@@ -198,7 +198,7 @@ fn before(data: Option<&Path>) -> Result<Results, String> {
 }
 
 fn measure(args: &Args) -> Result<Results, String> {
-    let demo = Demo::new(args.vmferry.clone())?;
+    let demo = Demo::new(args.vmferry.clone())?.warm();
     let mut results = before(args.data.as_deref())?;
     let asked = |names: &[String], name: &str| names.iter().any(|n| n == name);
     let cases = || CASES.iter().filter(|c| asked(&args.cases, c.name));

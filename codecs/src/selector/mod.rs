@@ -31,6 +31,7 @@ mod link;
 mod model;
 mod receiver;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use allowance::Allowance;
@@ -54,7 +55,7 @@ const PRICE_IDLE: f64 = 0.02;
 const PRICE_BUSY: f64 = 0.3;
 /// Spare processors from which on they are there for the taking.
 const SPARE: f64 = 0.25;
-/// Every so many chunks, a codec may be tried that is not known to be best.
+/// Every so many chunks, a codec may be tried that is not known to be best, with some chunks.
 const TRY_EVERY: u64 = 24;
 /// How much better than known a codec may turn out: more the longer ago it was tried, and most
 /// where it was never tried on such content. And how much worse than the best it may be by now.
@@ -162,6 +163,8 @@ pub struct Selector {
     model: Model,
     allowance: Allowance,
     chunks: u64,
+    /// The candidate that the last chunk tried.
+    trying: Option<usize>,
 }
 
 impl Selector {
@@ -205,10 +208,15 @@ impl Selector {
             cost: raw,
             cost_raw: raw,
         };
-        if self.chunks.is_multiple_of(TRY_EVERY)
-            && let Some(n) = self.worth_a_trial(content, at.now, least, costs)
-            && affordable(&n)
-        {
+        // One that is being tried goes on with the next chunks: caches are cold in the first.
+        let tried = match self.chunks.is_multiple_of(TRY_EVERY) {
+            true => 0..CANDIDATES.len(),
+            false => self.trying.map_or(0..0, |n| n..n + 1),
+        };
+        self.trying = self
+            .worth_a_trial(tried, (content, at.now), least, costs)
+            .filter(affordable);
+        if let Some(n) = self.trying {
             choice.codec = CANDIDATES[n];
             choice.why = Why::Trial;
             choice.cost = costs(n, known(n));
@@ -230,15 +238,16 @@ impl Selector {
         choice
     }
 
-    /// A codec that was not tried for long, may be best, and is not much worse.
+    /// A codec among those that was not tried for long or only a few times, may be best, and is not
+    /// much worse.
     fn worth_a_trial(
         &self,
-        content: Content,
-        now: Duration,
+        among: Range<usize>,
+        (content, now): (Content, Duration),
         best: f64,
         costs: impl Fn(usize, Estimate) -> f64,
     ) -> Option<usize> {
-        let stale = (0..CANDIDATES.len()).filter(|&n| self.model.is_stale(content, n, now));
+        let stale = among.filter(|&n| self.model.is_stale(content, n, now));
         stale
             .map(|n| (n, self.model.estimate(content, n)))
             .filter(|(n, known)| costs(*n, *known) < best * TRY_WITHIN)

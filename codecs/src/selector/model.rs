@@ -21,7 +21,11 @@ const KINDS: usize = Content::ALL.len();
 
 /// Weight of a new measurement once there are many.
 const LATEST: f64 = 0.15;
-/// A codec is tried again after this, and after twice as long each time, up to eight times that.
+/// Measurements that say little: the first comes from cold caches, and one that is a little wrong
+/// may keep a codec from being chosen, and so from being measured, ever again.
+const FEW: u32 = 4;
+/// A codec that has more is tried again after this, and after twice as long each time, up to eight
+/// times that.
 const STALE: Duration = Duration::from_secs(1);
 const MOST_DOUBLINGS: u32 = 3;
 /// Bounds of what one codec's measurement says about others that were not tried.
@@ -109,8 +113,8 @@ impl Model {
 
     pub(super) fn is_stale(&self, content: Content, candidate: usize, now: Duration) -> bool {
         let seen = self.measured[content as usize][candidate];
-        let after = STALE * (1 << seen.times.saturating_sub(1).min(MOST_DOUBLINGS));
-        seen.times == 0 || now.saturating_sub(seen.at) > after
+        let after = STALE * (1 << seen.times.saturating_sub(FEW).min(MOST_DOUBLINGS));
+        seen.times < FEW || now.saturating_sub(seen.at) > after
     }
 
     /// Learns from one measurement: `cost` and `ratio` of a chunk that says `telling`, 0 to 1, of
@@ -126,10 +130,10 @@ impl Model {
         let kind = content as usize;
         let prior = PRIORS[kind][candidate];
         let known = self.estimate(content, candidate);
-        // A plain mean of the first few, then the latest weigh most.
+        // Among the first few the later ones weigh more, as the first are the least like the rest.
         let average = |old: f64, new: f64, times: &mut u32| {
             *times = times.saturating_add(1);
-            old + telling * LATEST.max(1.0 / f64::from(*times)) * (new - old)
+            old + telling * LATEST.max(2.0 / (f64::from(*times) + 1.0)) * (new - old)
         };
         let bounded = |x: f64| x.clamp(*SCALE.start(), *SCALE.end());
         let slower = bounded(cost / prior.cost);
