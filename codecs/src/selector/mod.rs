@@ -31,7 +31,6 @@ mod link;
 mod model;
 mod receiver;
 
-use std::ops::Range;
 use std::time::Duration;
 
 use allowance::Allowance;
@@ -63,6 +62,8 @@ const HOPE: f64 = 0.75;
 const HOPE_FADES: Duration = Duration::from_secs(4);
 const HOPE_UNTRIED: f64 = 0.5;
 const TRY_WITHIN: f64 = 2.0;
+/// While processors are idle, a trial goes on with a codec that takes no more of a processor than this many times the cheapest.
+const TRY_ON_WITHIN: f64 = 4.0;
 /// From so full a queue on, the link is said to be what everything waits for.
 const LINK_BOUND: f64 = 0.5;
 /// Compressors that get less than this share of a processor are as good as stopped.
@@ -208,14 +209,19 @@ impl Selector {
             cost: raw,
             cost_raw: raw,
         };
-        // One that is being tried goes on with the next chunks: caches are cold in the first.
-        let tried = match self.chunks.is_multiple_of(TRY_EVERY) {
-            true => 0..CANDIDATES.len(),
-            false => self.trying.map_or(0..0, |n| n..n + 1),
+        // One that is being tried goes on with the next chunks, however the queue is by then: caches
+        // are cold in the first, and memory is new.
+        let cheapest = all().map(|n| known(n).cost).fold(f64::INFINITY, f64::min);
+        let open = |n: &usize| self.model.is_stale(content, *n, at.now) && affordable(n);
+        let near = |n: &usize| costs(*n, known(*n)) < least * TRY_WITHIN;
+        let bearable = |n: &usize| known(*n).cost < cheapest * TRY_ON_WITHIN;
+        self.trying = match self.chunks.is_multiple_of(TRY_EVERY) {
+            true => {
+                let among = all().filter(open).filter(near);
+                self.worth_a_trial(among, (content, at.now), least, costs)
+            }
+            false => self.trying.filter(|_| idle).filter(open).filter(bearable),
         };
-        self.trying = self
-            .worth_a_trial(tried, (content, at.now), least, costs)
-            .filter(affordable);
         if let Some(n) = self.trying {
             choice.codec = CANDIDATES[n];
             choice.why = Why::Trial;
@@ -238,19 +244,16 @@ impl Selector {
         choice
     }
 
-    /// A codec among those that was not tried for long or only a few times, may be best, and is not
-    /// much worse.
+    /// The one of those codecs that may be best.
     fn worth_a_trial(
         &self,
-        among: Range<usize>,
+        among: impl Iterator<Item = usize>,
         (content, now): (Content, Duration),
         best: f64,
         costs: impl Fn(usize, Estimate) -> f64,
     ) -> Option<usize> {
-        let stale = among.filter(|&n| self.model.is_stale(content, n, now));
-        stale
+        among
             .map(|n| (n, self.model.estimate(content, n)))
-            .filter(|(n, known)| costs(*n, *known) < best * TRY_WITHIN)
             .map(|(n, known)| {
                 let hope = match self.model.age(content, n, now) {
                     Some(age) => HOPE.powf(1.0 + age.div_duration_f64(HOPE_FADES)),

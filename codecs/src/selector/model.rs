@@ -21,13 +21,15 @@ const KINDS: usize = Content::ALL.len();
 
 /// Weight of a new measurement once there are many.
 const LATEST: f64 = 0.15;
-/// Measurements that say little: the first comes from cold caches, and one that is a little wrong
-/// may keep a codec from being chosen, and so from being measured, ever again.
+/// Measurements that say little: the first come from cold caches and new memory, and one that is a
+/// little wrong may keep a codec from being chosen, and so from being measured, ever again.
 const FEW: u32 = 4;
 /// A codec that has more is tried again after this, and after twice as long each time, up to eight
-/// times that.
-const STALE: Duration = Duration::from_secs(1);
-const MOST_DOUBLINGS: u32 = 3;
+/// seconds.
+const STALE: Duration = Duration::from_millis(125);
+const MOST_DOUBLINGS: u32 = 6;
+/// How many times what is known a measurement may be.
+const MOST_DEARER: f64 = 2.0;
 /// Bounds of what one codec's measurement says about others that were not tried.
 const SCALE: std::ops::RangeInclusive<f64> = 0.2..=5.0;
 
@@ -143,6 +145,8 @@ impl Model {
             let better = bounded(ratio.clamp(1e-4, 1.0).ln() / prior.ratio.ln());
             self.better[kind] = average(self.better[kind], better, &mut self.times_of_kind[kind]);
         }
+        // One that took many times as long was held up by something else.
+        let cost = cost.min(known.cost * MOST_DEARER);
         let seen = &mut self.measured[kind][candidate];
         seen.ratio = average(known.ratio, ratio, &mut seen.times.clone());
         seen.cost = average(known.cost, cost, &mut seen.times);

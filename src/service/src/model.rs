@@ -226,6 +226,10 @@ pub struct MigrationOptions {
     /// `auto`, `raw`, `lz4`, `zstd[:LEVEL]`, `brotli[:LEVEL]`.
     #[schema(pattern = "^(auto|raw|lz4|zstd(:(-[1-5]|[0-9]))?|brotli(:[0-5])?)$")]
     pub codec: Option<String>,
+    /// Most MiB of earlier versions of pages that are kept to send differences, with codec `auto`;
+    /// 0 sends none.
+    #[schema(minimum = 0, maximum = 65536)]
+    pub delta_cache_mib: Option<u32>,
     /// `auto`, `wp-group`, `kvm-log`, `kvm-ring`, `wp-async`.
     #[schema(pattern = "^(auto|wp-group|kvm-log|kvm-ring|wp-async)$")]
     pub tracker: Option<String>,
@@ -255,6 +259,7 @@ impl MigrationOptions {
             transport: words(self.transport, &others.transport),
             streams: self.streams.or(others.streams),
             codec: words(self.codec, &others.codec),
+            delta_cache_mib: self.delta_cache_mib.or(others.delta_cache_mib),
             tracker: words(self.tracker, &others.tracker),
             group: words(self.group, &others.group),
             throttle_pct: self.throttle_pct.or(others.throttle_pct),

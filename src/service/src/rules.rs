@@ -16,6 +16,8 @@ pub const HOST_NAME_RULE: &str =
 pub const SOCKET_PATH: usize = 107;
 /// 1 Tbit/s: bytes per second still fit everywhere.
 pub const MOST_MBIT: u64 = 1_000_000;
+/// Most MiB that a migration keeps of pages as they were sent.
+const MOST_DELTA_MIB: u64 = 65_536;
 /// Page streams of a migration.
 const STREAMS: (u64, u64) = (1, vmferry_transports::MAX_STREAMS as u64);
 /// Passes before the pause.
@@ -62,6 +64,10 @@ pub fn option_problems(options: &MigrationOptions) -> Vec<(&'static str, String)
             "codec",
             parsed::<vmferry_codecs::CodecChoice>(options.codec.as_ref()),
         ),
+        (
+            "delta_cache_mib",
+            range(options.delta_cache_mib.map(u64::from), (0, MOST_DELTA_MIB)),
+        ),
         ("tracker", parsed::<vmferry_tracker::TrackerKind>(tracker)),
         (
             "group",
@@ -103,6 +109,7 @@ mod tests {
             transport: Some("pigeon".to_owned()),
             streams: Some(0),
             codec: Some("zstd:99".to_owned()),
+            delta_cache_mib: Some(u32::MAX),
             tracker: Some("guess".to_owned()),
             group: Some("3k".to_owned()),
             throttle_pct: Some(101),

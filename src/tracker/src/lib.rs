@@ -142,7 +142,7 @@ pub struct PassFacts {
     pub read: u64,
     /// Those of them that had changed.
     pub changed: u64,
-    /// Time to read and compare a page.
+    /// Processor time to read and compare a page, by the threads that do so at once.
     pub per_page: Duration,
     /// What reading may take while the guest is paused.
     pub budget: Duration,

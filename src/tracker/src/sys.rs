@@ -87,6 +87,8 @@ const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 pub(crate) const UFFD_FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
 /// They say which thread it was.
 pub(crate) const UFFD_FEATURE_THREAD_ID: u64 = 1 << 8;
+/// A descriptor that anybody may open: accesses of the kernel are not told.
+const UFFD_USER_MODE_ONLY: libc::c_int = 1;
 const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
 const UFFD_PAGEFAULT_FLAG_WP: u64 = 1 << 1;
 /// Messages taken from the descriptor by one read.
@@ -147,7 +149,18 @@ impl Uffd {
     /// Opens by the system call, or by /dev/userfaultfd where that is what is permitted. Kernel
     /// accesses (KVM's) must be handled too, so user-mode-only descriptors do not do.
     pub(crate) fn open(features: u64) -> io::Result<Self> {
-        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+        Self::with(Self::descriptor(0)?, features)
+    }
+
+    /// As [`Self::open`], for features with which the kernel answers faults by itself: then it does
+    /// so for its own accesses too, and a descriptor will do that anybody may open.
+    pub(crate) fn open_unanswered(features: u64) -> io::Result<Self> {
+        let any = Self::descriptor(0).or_else(|_| Self::descriptor(UFFD_USER_MODE_ONLY));
+        Self::with(any?, features)
+    }
+
+    fn descriptor(more: libc::c_int) -> io::Result<OwnedFd> {
+        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK | more;
         // SAFETY: takes no pointers.
         let rc = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
         let raw = if rc >= 0 {
@@ -165,7 +178,10 @@ impl Uffd {
             rc
         };
         // SAFETY: a new descriptor that nothing else owns.
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+    }
+
+    fn with(fd: OwnedFd, features: u64) -> io::Result<Self> {
         let mut api = UffdioApi {
             api: UFFD_API,
             features,

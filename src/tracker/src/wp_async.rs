@@ -56,9 +56,8 @@ impl WpAsync {
 }
 
 fn open() -> Result<Uffd, TrackerError> {
-    Uffd::open(UFFD_FEATURE_WP_ASYNC).map_err(kernel(
-        "opening userfaultfd with asynchronous write protection (Linux 6.7, root or \
-         vm.unprivileged_userfaultfd)",
+    Uffd::open_unanswered(UFFD_FEATURE_WP_ASYNC).map_err(kernel(
+        "opening userfaultfd with asynchronous write protection (Linux 6.7)",
     ))
 }
 

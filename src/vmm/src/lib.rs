@@ -13,6 +13,7 @@ pub mod process;
 mod random;
 mod run;
 mod server;
+mod tracker;
 mod vm;
 
 pub use random::random_bits;

@@ -6,22 +6,20 @@ use std::time::Duration;
 use tokio::sync::{broadcast, watch};
 use vmferry_codecs::{CodecChoice, CodecId};
 use vmferry_engine::destination::{self, DestinationHandle, DestinationOptions, config_of};
-use vmferry_engine::report::TrackerChoice;
 use vmferry_engine::source::{self, Live, SourceHandle, SourceOptions};
 use vmferry_journal::Journal;
-use vmferry_machine::{Console, Machine, MachineConfig, MachineKind, Role};
+use vmferry_machine::{Console, Machine, MachineConfig, Role};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::{MigrationId, Token};
 use vmferry_protocol::policy::Limits;
-use vmferry_tracker::auto::{self, MachineSort};
-use vmferry_tracker::{GroupSize, TrackerKind};
+use vmferry_tracker::GroupSize;
 use vmferry_transports::{
     Bandwidth, Connector, LinkHint, TlsIdentity, TransportKind, connector, listen,
 };
 
 use crate::api::{Event, MigrateOptions, ProgressLine, ReceiveOptions, TlsFiles};
 use crate::events::{Happened, Happenings, sink};
-use crate::random_bits;
+use crate::{random_bits, tracker};
 
 fn identity(files: &TlsFiles) -> Result<TlsIdentity, String> {
     TlsIdentity::from_files(&files.ca, &files.cert, &files.key).map_err(|e| chain(&e))
@@ -35,14 +33,6 @@ fn hint(mbit: u64) -> LinkHint {
     LinkHint { mbit, rtt_ms: 0 }
 }
 
-fn sort_of(config: &MachineConfig) -> MachineSort {
-    match config.kind {
-        MachineKind::Process => MachineSort::Process,
-        MachineKind::Kvm if config.dirty_rings => MachineSort::KvmWithRings,
-        MachineKind::Kvm => MachineSort::Kvm,
-    }
-}
-
 /// Begins to move `machine` away.
 pub(crate) async fn leave(
     machine: Arc<dyn Machine>,
@@ -50,28 +40,7 @@ pub(crate) async fn leave(
     asked: &MigrateOptions,
 ) -> Result<(SourceHandle, MigrationId, Arc<dyn Connector>), String> {
     let kind: TransportKind = asked.transport.parse().map_err(|e| chain(&e))?;
-    let (tracker, tracker_choice) = match asked.tracker.as_str() {
-        "auto" => {
-            let (sort, of) = (sort_of(machine.config()), machine.clone());
-            // Who wants groups, or writers slowed down, wants what only some can do.
-            let open = asked.group == "auto" && asked.throttle_pct == 0;
-            let watcher = sort.watcher().filter(|_| open);
-            let pick = move || match watcher.map(|kind| of.tracker(kind)) {
-                Some(Ok(watcher)) => auto::pick_for(sort, &*watcher),
-                _ => auto::pick(sort),
-            };
-            // Measuring takes its time, the first time, and looking at the guest each time.
-            let choice = tokio::task::spawn_blocking(pick)
-                .await
-                .map_err(|e| format!("choosing a tracker failed: {e}"))?;
-            tracing::info!(kind = %choice.kind, why = choice.why, "tracker chosen");
-            (choice.kind, Some(TrackerChoice::from(&choice)))
-        }
-        name => {
-            let kind = name.parse::<TrackerKind>().map_err(|e| chain(&e))?;
-            (kind, None)
-        }
-    };
+    let tracker = tracker::choose(&machine, asked).await?;
     let max_blackout = Duration::try_from_secs_f64(asked.max_blackout_ms / 1e3)
         .map_err(|_| "the longest blackout is not a time".to_owned())?;
     let migration = match &asked.migration {
@@ -83,7 +52,7 @@ pub(crate) async fn leave(
         None => None,
     };
     let ram_bytes = machine.ram().bytes();
-    let defaults = SourceOptions::new(migration, token(&asked.token)?, tracker);
+    let defaults = SourceOptions::new(migration, token(&asked.token)?, tracker.kind);
     let options = SourceOptions {
         streams: asked.streams,
         compressors: match usize::from(asked.compressors) {
@@ -101,7 +70,8 @@ pub(crate) async fn leave(
             min_passes: asked.min_passes,
             ..Limits::default()
         },
-        tracker_choice,
+        tracker_choice: tracker.why,
+        notification_cost: tracker.notification_cost,
         trace,
         ..defaults
     };

@@ -1,12 +1,13 @@
 //! `Tracker`: asks the dirty tracker which pages may have changed.
 
 use std::sync::{Arc, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use actix::{Actor, Handler, Message, Recipient, SyncContext};
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::source::SourceEvent;
 use vmferry_protocol::{PageSet, RamLayout};
-use vmferry_tracker::{DirtyTracker, PassFacts, TrackerError};
+use vmferry_tracker::{DirtyTracker, HarvestStats, PassFacts, TrackerError};
 
 use crate::source::Told;
 
@@ -37,7 +38,18 @@ pub(crate) struct Tracker {
     pub(crate) tracker: Arc<dyn DirtyTracker>,
     pub(crate) layout: RamLayout,
     pub(crate) live: Live,
+    /// What a notification costs the guest, where the tracker cannot tell.
+    pub(crate) notification_cost: Option<Duration>,
     pub(crate) owner: Recipient<Told>,
+}
+
+/// What the guest has lost by notifications since the last harvest: as the tracker tells, or
+/// reckoned by what one costs.
+fn stall(stats: &HarvestStats, notification_cost: Option<Duration>) -> Duration {
+    let count = u32::try_from(stats.notifications).unwrap_or(u32::MAX);
+    let told = Some(stats.stall).filter(|stall| !stall.is_zero());
+    let reckoned = || Some(notification_cost?.saturating_mul(count));
+    told.or_else(reckoned).unwrap_or_default()
 }
 
 impl Actor for Tracker {
@@ -82,7 +94,7 @@ impl Handler<Harvest> for Tracker {
             Ok(stats) => SourceEvent::Harvested {
                 dirty,
                 notifications: stats.notifications,
-                stall: stats.stall,
+                stall: stall(&stats, self.notification_cost),
             },
             Err(error) => SourceEvent::Failed {
                 detail: chain(&error),
@@ -97,5 +109,28 @@ impl Handler<StopTracking> for Tracker {
     fn handle(&mut self, _: StopTracking, _: &mut SyncContext<Self>) {
         self.live.end();
         self.tracker.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_tracker_tells_counts_and_what_it_cannot_is_reckoned() {
+        let us = Duration::from_micros;
+        let stats = |stall| HarvestStats {
+            notifications: 100,
+            stall,
+            ..HarvestStats::default()
+        };
+        assert_eq!(stall(&stats(us(7)), Some(us(24))), us(7));
+        assert_eq!(stall(&stats(us(0)), Some(us(24))), us(2400));
+        assert_eq!(stall(&stats(us(0)), None), us(0));
+        let many = HarvestStats {
+            notifications: u64::MAX,
+            ..stats(us(0))
+        };
+        assert!(stall(&many, Some(Duration::MAX)) >= us(24));
     }
 }

@@ -178,15 +178,15 @@ impl Compression {
             return (choice, None);
         }
         let (now, bytes_per_second, fill) = self.link.state();
-        let (compressors, spare) = self.gate.room();
+        let room = self.gate.room();
         let mut shared = self.lock();
         let conditions = Conditions {
             now,
             bytes_per_second,
             fill,
-            compressors,
+            compressors: room.compressors,
             share: shared.share,
-            spare,
+            spare: room.spare,
             may_take: self.may_take,
             receiver: shared.receiver.behind(),
         };

@@ -1,5 +1,5 @@
-//! How many processors nobody uses, and how many compressors do: from /proc/stat and the times of
-//! this process's threads.
+//! How many processors nobody uses, how many compressors do, and who waits for one: from /proc/stat,
+//! the times of this process's threads, and the host's processor pressure.
 
 use std::fs;
 use std::time::Duration;
@@ -20,6 +20,10 @@ pub(super) struct Usage {
     /// Time that compressors ran.
     compressors: Duration,
     vcpus: Times,
+    /// Time that threads of this process waited for a processor.
+    waited: Duration,
+    /// Time in which anybody on this host did.
+    pressure: Duration,
 }
 
 /// Processors, on average over some time.
@@ -31,6 +35,9 @@ pub(super) struct Used {
     pub(super) compressors: f64,
     /// That vCPUs waited for.
     pub(super) vcpus_waited: f64,
+    /// Part of the time in which others than this process waited for one, at least: in which
+    /// somebody did, less what this process waited itself. That hides others where both wait.
+    pub(super) others_waited: f64,
 }
 
 impl Usage {
@@ -44,6 +51,12 @@ impl Usage {
             idle,
             compressors: compressors.ran(),
             vcpus: threads::vcpus(),
+            waited: threads::named("").1.waited,
+            // Not every kernel tells.
+            pressure: fs::read_to_string("/proc/pressure/cpu")
+                .ok()
+                .and_then(|pressure| some_waited(&pressure))
+                .unwrap_or_default(),
         })
     }
 
@@ -51,10 +64,13 @@ impl Usage {
     pub(super) fn since(&self, before: &Self, passed: Duration) -> Used {
         let share = |more: Duration| more.as_secs_f64() / passed.as_secs_f64().max(1e-3);
         let idle = self.idle.saturating_sub(before.idle) as f64 / HZ;
+        let somebody = share(self.pressure.saturating_sub(before.pressure)).min(1.0);
+        let own = share(self.waited.saturating_sub(before.waited));
         Used {
             idle: share(Duration::from_secs_f64(idle)),
             compressors: share(self.compressors.saturating_sub(before.compressors)),
             vcpus_waited: share(self.vcpus.waited.saturating_sub(before.vcpus.waited)),
+            others_waited: (somebody - own).max(0.0),
         }
     }
 }
@@ -70,6 +86,14 @@ fn idle_ticks(stat: &str, allowed: impl Fn(usize) -> bool) -> u64 {
     stat.lines().filter_map(of_line).sum()
 }
 
+/// Time in which some task waited (Documentation/accounting/psi.rst); the kernel brings it up to
+/// date every two seconds and when it is read.
+fn some_waited(pressure: &str) -> Option<Duration> {
+    let some = pressure.lines().find(|line| line.starts_with("some "))?;
+    let (_, total) = some.split_once("total=")?;
+    Some(Duration::from_micros(total.trim().parse().ok()?))
+}
+
 #[cfg(test)]
 mod tests {
     use rustix::time::ClockId;
@@ -83,6 +107,30 @@ mod tests {
         assert_eq!(idle_ticks(stat, |_| true), 35);
         assert_eq!(idle_ticks(stat, |p| p == 1), 20);
         assert_eq!(idle_ticks("nonsense", |_| true), 0);
+    }
+
+    #[test]
+    fn others_wait_where_somebody_does_and_it_is_not_this_process() {
+        let pressure =
+            "some avg10=1.00 avg60=0.00 avg300=0.00 total=120000\nfull avg10=0.00 total=7\n";
+        let us = Duration::from_micros;
+        assert_eq!(some_waited(pressure), Some(us(120_000)));
+        assert_eq!((some_waited(""), some_waited("some total=x")), (None, None));
+        let at = |waited, pressure| Usage {
+            idle: 0,
+            compressors: Duration::ZERO,
+            vcpus: Times::default(),
+            waited: us(waited),
+            pressure: us(pressure),
+        };
+        let others = |own, somebody| {
+            let used = at(own, somebody).since(&at(0, 0), us(200_000));
+            used.others_waited
+        };
+        assert!((others(20_000, 120_000) - 0.5).abs() < 1e-9);
+        assert_eq!((others(130_000, 120_000), others(0, 0)), (0.0, 0.0));
+        // Counters that are read one after the other.
+        assert!(others(0, 210_000) <= 1.0);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use budget::{Budget, Slots};
 use idle::Usage;
-use pool::{Control, Gate, Sample};
+use pool::{Control, Gate, Room, Sample};
 use priority::{Helpers, Seen};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use steer::Threads;
@@ -79,8 +79,10 @@ impl Look {
     fn new(gate: &Gate, helpers: &Helpers, budget: Option<Budget>, processors: CpuSet) -> Self {
         let mut slots = budget.map(Slots::of);
         // One, until there is something to do for more.
-        let active = allowed(&mut slots, gate, gate.threads());
-        gate.set(active, gate.room().1);
+        gate.set(Room {
+            compressors: allowed(&mut slots, gate, gate.threads()),
+            ..gate.room()
+        });
         Self {
             slots,
             processors,
@@ -106,11 +108,14 @@ impl Look {
             let active = self.control.next(Sample {
                 idle: used.idle,
                 vcpus_waited: used.vcpus_waited,
+                others_waited: used.others_waited,
                 starved: helpers.were_starved(),
             });
-            let active = allowed(&mut self.slots, gate, active);
-            // Not what page streams use: that is not there for compressing.
-            gate.set(active, used.idle + used.compressors);
+            gate.set(Room {
+                compressors: allowed(&mut self.slots, gate, active),
+                // Not what page streams use: that is not there for compressing.
+                spare: used.idle + used.compressors,
+            });
         }
         (self.when, self.usage) = (Instant::now(), usage);
     }

@@ -10,6 +10,8 @@ pub(crate) struct Sample {
     pub(crate) idle: f64,
     /// vCPUs that waited for a processor, on average.
     pub(crate) vcpus_waited: f64,
+    /// Part of the time in which others on this host waited for one, as far as that can be seen.
+    pub(crate) others_waited: f64,
     /// A compressor got hardly any processor time.
     pub(crate) starved: bool,
 }
@@ -18,9 +20,11 @@ pub(crate) struct Sample {
 pub(crate) const IDLE: f64 = 0.5;
 /// vCPUs that wait this much of their time are harmed: half of the compressors stop.
 const HARM: f64 = 0.03;
+/// So are others that wait for this much of the time.
+const HARM_OTHERS: f64 = 0.1;
 
 /// Decides how many compressors work: one more while processors are idle, half as many when vCPUs
-/// wait. Always one, or the migration would not end; its priority is the lowest.
+/// or others wait. Always one, or the migration would not end; its priority is the lowest.
 #[derive(Clone, Debug)]
 pub(crate) struct Control {
     threads: usize,
@@ -39,7 +43,7 @@ impl Control {
     pub(crate) fn next(&mut self, sample: Sample) -> usize {
         if sample.starved {
             self.active = 1;
-        } else if sample.vcpus_waited > HARM {
+        } else if sample.vcpus_waited > HARM || sample.others_waited > HARM_OTHERS {
             self.active = (self.active / 2).max(1);
         } else if sample.idle >= IDLE {
             self.active = (self.active + 1).min(self.threads);
@@ -53,7 +57,7 @@ impl Control {
 pub(crate) struct Gate {
     threads: usize,
     state: Mutex<State>,
-    room: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Debug)]
@@ -61,9 +65,16 @@ struct State {
     inside: usize,
     /// Most that were inside since that was last asked for.
     most: usize,
-    at_most: usize,
+    room: Room,
+}
+
+/// What room there is for compressing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Room {
+    /// Compressors that may work at a time.
+    pub(crate) compressors: usize,
     /// Processors that nobody but compressors uses.
-    spare: f64,
+    pub(crate) spare: f64,
 }
 
 /// A thread that is inside.
@@ -72,6 +83,16 @@ pub(crate) struct Inside<'a>(&'a Gate);
 
 /// A gate that changes is noticed at the latest after this.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+impl Room {
+    /// A processor for each of so many compressors.
+    fn for_all(compressors: usize) -> Self {
+        Self {
+            compressors,
+            spare: compressors as f64,
+        }
+    }
+}
 
 impl Gate {
     /// For so many threads, all of which may be inside.
@@ -82,10 +103,9 @@ impl Gate {
             state: Mutex::new(State {
                 inside: 0,
                 most: 0,
-                at_most: threads,
-                spare: threads as f64,
+                room: Room::for_all(threads),
             }),
-            room: Condvar::new(),
+            changed: Condvar::new(),
         }
     }
 
@@ -96,8 +116,8 @@ impl Gate {
     /// Waits until there is room.
     pub(crate) fn enter(&self) -> Inside<'_> {
         let mut state = self.lock();
-        while state.inside >= state.at_most {
-            let waited = self.room.wait_timeout(state, LOOK_AGAIN);
+        while state.inside >= state.room.compressors {
+            let waited = self.changed.wait_timeout(state, LOOK_AGAIN);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.inside += 1;
@@ -105,12 +125,14 @@ impl Gate {
         Inside(self)
     }
 
-    /// From now on so many, at least one; and what processors there are to spare.
-    pub(crate) fn set(&self, at_most: usize, spare: f64) {
-        let mut state = self.lock();
-        state.at_most = at_most.clamp(1, self.threads);
-        state.spare = spare;
-        self.room.notify_all();
+    /// What room there is from now on; for one compressor at least.
+    pub(crate) fn set(&self, room: Room) {
+        let compressors = room.compressors.clamp(1, self.threads);
+        self.lock().room = Room {
+            compressors,
+            ..room
+        };
+        self.changed.notify_all();
     }
 
     /// How many were inside at a time since this was last asked for.
@@ -122,14 +144,12 @@ impl Gate {
 
     /// All may be inside: the guest stands still.
     pub(crate) fn open(&self) {
-        self.set(self.threads, self.threads as f64);
+        self.set(Room::for_all(self.threads));
     }
 
-    /// How many may be inside, and processors that nobody but
-    /// compressors uses, as last seen.
-    pub(crate) fn room(&self) -> (usize, f64) {
-        let state = self.lock();
-        (state.at_most, state.spare)
+    /// What room there is, as last seen.
+    pub(crate) fn room(&self) -> Room {
+        self.lock().room
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -140,7 +160,7 @@ impl Gate {
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
         self.0.lock().inside -= 1;
-        self.0.room.notify_one();
+        self.0.changed.notify_one();
     }
 }
 
@@ -151,6 +171,7 @@ mod tests {
     const CALM: Sample = Sample {
         idle: 0.1,
         vcpus_waited: 0.0,
+        others_waited: 0.0,
         starved: false,
     };
 
@@ -176,6 +197,15 @@ mod tests {
         for _ in 0..20 {
             control.next(idle);
         }
+        let pressed = Sample {
+            others_waited: 0.3,
+            ..CALM
+        };
+        assert_eq!(control.next(pressed), 4);
+        assert_eq!(control.next(idle), 5);
+        for _ in 0..20 {
+            control.next(idle);
+        }
         assert_eq!(control.next(idle), 8);
         assert_eq!(Control::new(0).next(harmed), 1);
     }
@@ -183,7 +213,11 @@ mod tests {
     #[test]
     fn no_more_are_inside_than_may_be() {
         let gate = Gate::new(4);
-        gate.set(1, 0.0);
+        let room = |compressors| Room {
+            compressors,
+            spare: 0.0,
+        };
+        gate.set(room(1));
         let inside = gate.enter();
         std::thread::scope(|scope| {
             let other = scope.spawn(|| drop(gate.enter()));
@@ -191,7 +225,7 @@ mod tests {
             drop(inside);
             other.join().unwrap();
         });
-        gate.set(0, 0.0);
+        gate.set(room(0));
         drop(gate.enter());
         gate.open();
         let all: Vec<_> = (0..4).map(|_| gate.enter()).collect();

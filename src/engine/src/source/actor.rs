@@ -196,12 +196,14 @@ impl Migration {
         )
         .start();
         let told = ctx.address().recipient::<Told>();
+        let notification_cost = self.options.notification_cost;
         let tracker = {
             let (owner, live, tracker) = (told.clone(), live.clone(), parts.tracker);
             SyncArbiter::start(1, move || Tracker {
                 tracker: tracker.clone(),
                 layout: parts.layout.clone(),
                 live: live.clone(),
+                notification_cost,
                 owner: owner.clone(),
             })
         };
@@ -332,7 +334,8 @@ impl Migration {
         let last = self.core.stats().passes.last();
         let read = last.map_or(0, |p| p.pages_considered);
         let pages = u32::try_from(read.max(1)).unwrap_or(u32::MAX);
-        let per_page = last.map_or(Duration::ZERO, |p| p.read / pages / threads);
+        // Not what readers waited for a processor: in the blackout they have them.
+        let per_page = last.map_or(Duration::ZERO, |p| p.read_ran / pages / threads);
         PassFacts {
             pass,
             pages: 0,

@@ -47,6 +47,8 @@ pub struct SourceOptions {
     pub tracker: TrackerKind,
     /// Why so, for the report, where nobody said how.
     pub tracker_choice: Option<TrackerChoice>,
+    /// What a write notification costs the guest here, for a tracker that cannot tell.
+    pub notification_cost: Option<Duration>,
     /// Size of groups, where the tracker has groups.
     pub group: GroupSize,
     /// The operator's limits.
@@ -87,6 +89,7 @@ impl SourceOptions {
             delta_cache_bytes: DELTA_CACHE_BYTES,
             tracker,
             tracker_choice: None,
+            notification_cost: None,
             group: GroupSize::Auto,
             limits: Limits::default(),
             compressors: cores.min(4),

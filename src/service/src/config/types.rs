@@ -151,6 +151,7 @@ pub fn built_in() -> MigrationOptions {
         transport: Some("quic".to_owned()),
         streams: Some(2),
         codec: Some("auto".to_owned()),
+        delta_cache_mib: Some((vmferry_engine::source::DELTA_CACHE_BYTES >> 20) as u32),
         tracker: Some("auto".to_owned()),
         group: Some("auto".to_owned()),
         throttle_pct: Some(policy.throttle_pct),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
-use vmferry_engine::{SOFTWARE, source};
+use vmferry_engine::SOFTWARE;
 use vmferry_protocol::errors::chain;
 use vmferry_protocol::ids::MigrationId;
 use vmferry_vmm::api::{Answer, Inspection, MigrateOptions, Migrated, Request};
@@ -455,7 +455,7 @@ impl Inner {
             token: reception.token.clone(),
             streams: o.streams.unwrap_or_default(),
             codec: o.codec.unwrap_or_default(),
-            delta_cache_mib: (source::DELTA_CACHE_BYTES >> 20) as u32,
+            delta_cache_mib: o.delta_cache_mib.unwrap_or_default(),
             compressors: 0,
             budget: Some(self.budget()),
             tracker: o.tracker.unwrap_or_default(),

@@ -262,6 +262,10 @@ pub(crate) struct OptionArgs {
     /// auto (what has each chunk there soonest; measured), raw, lz4, zstd[:LEVEL], brotli[:LEVEL]
     #[arg(long, value_name = "CODEC", help_heading = HOW, value_parser = codec)]
     codec: Option<String>,
+    /// Most MiB of pages that are kept as they were sent, to send differences (with codec auto);
+    /// 0 sends none
+    #[arg(long, value_name = "MIB", help_heading = HOW, value_parser = clap::value_parser!(u32).range(0..=65536))]
+    delta_cache_mib: Option<u32>,
     /// wp-group, kvm-log, kvm-ring, wp-async, or auto (what costs a guest least there; measured)
     #[arg(long, value_name = "TRACKER", help_heading = HOW, value_parser = tracker)]
     tracker: Option<String>,
@@ -290,6 +294,7 @@ impl OptionArgs {
             transport: self.transport.map(|t| t.name().to_owned()),
             streams: self.streams,
             codec: self.codec.clone(),
+            delta_cache_mib: self.delta_cache_mib,
             tracker: self.tracker.clone(),
             group: self.group.clone(),
             throttle_pct: self.throttle,

@@ -101,13 +101,14 @@ fn how_a_machine_moves_is_what_was_said_and_nothing_else() {
     };
     assert_eq!(how(""), MigrationOptions::default());
     let said = how(
-        "--transport tcp --streams 4 --codec zstd:3 --tracker wp-group --group 2m --throttle 40 \
+        "--transport tcp --streams 4 --codec zstd:3 --delta-cache-mib 8 --tracker wp-group --group 2m --throttle 40 \
          --link-mbit 1000 --max-blackout 0.3s --min-passes 2",
     );
     let expected = MigrationOptions {
         transport: Some("tcp".to_owned()),
         streams: Some(4),
         codec: Some("zstd:3".to_owned()),
+        delta_cache_mib: Some(8),
         tracker: Some("wp-group".to_owned()),
         group: Some("2m".to_owned()),
         throttle_pct: Some(40),
