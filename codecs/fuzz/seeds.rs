@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 if encoded.is_empty() {
                     continue;
                 }
-                let (zero, data) = ([(100, 20)], [(3, 1), (8, pages as u64 - 1)]);
+                let (zero, data) = ([(30, 20)], [(3, 1), (8, pages as u64 - 1)]);
                 let first = framed(CodecId::Raw, &[], &data, &earlier(&content))?;
                 let then = framed(codec, &zero, &data, &encoded)?;
                 write("chunk", &[first, then].concat())?;

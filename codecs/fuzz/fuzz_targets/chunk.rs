@@ -7,7 +7,7 @@
 #![no_main]
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, Waker};
 
 use libfuzzer_sys::fuzz_target;
@@ -16,11 +16,16 @@ use vmferry_memory::GuestRam;
 use vmferry_protocol::wire::{ChunkHeader, checksum};
 use vmferry_protocol::{PAGE_SIZE, PageRange, RamLayout};
 
-const RAM: u64 = 2 << 20;
+/// As much as a chunk's content: the beginning of 2 MiB, so that most inputs are quick.
 const ALL: PageRange = PageRange {
     start: 0,
-    count: RAM / PAGE_SIZE,
+    count: 64,
 };
+/// Chunks that an input is read for.
+const CHUNKS: usize = 8;
+
+static RAM: LazyLock<Arc<GuestRam>> =
+    LazyLock::new(|| Arc::new(GuestRam::new(2 << 20).expect("2 MiB")));
 
 /// The first chunk of `input`, what follows it, and its bytes on the wire.
 fn split(input: &[u8]) -> Option<(&[u8], Vec<u8>, &[u8])> {
@@ -41,30 +46,34 @@ fn layout() -> RamLayout {
 }
 
 fuzz_target!(|input: &[u8]| {
-    let ram = Arc::new(GuestRam::new(RAM).expect("2 MiB"));
-    let writer = RamWriter::new(ram.clone(), layout());
-    let (mut before, mut after) = (vec![0; RAM as usize], vec![0; RAM as usize]);
+    let (mut before, mut after) = (vec![0; ALL.bytes() as usize], vec![0; ALL.bytes() as usize]);
+    RAM.copy_in(ALL, &before).expect("own RAM");
+    let writer = RamWriter::new(RAM.clone(), layout());
     let mut scratch = Scratch::default();
     let mut rest = input;
-    while let Some((header, wire, left)) = split(rest) {
+    for _ in 0..CHUNKS {
+        let Some((header, wire, left)) = split(rest) else {
+            return;
+        };
         rest = left;
-        ram.copy_out(ALL, &mut before).expect("own RAM");
         let mut stream = &wire[..];
         let read = pin!(read_chunk(&mut stream, &writer, &mut scratch));
         let Poll::Ready(read) = read.poll(&mut Context::from_waker(Waker::noop())) else {
             panic!("bytes in memory do not have to be waited for");
         };
-        ram.copy_out(ALL, &mut after).expect("own RAM");
+        RAM.copy_out(ALL, &mut after).expect("own RAM");
         let Ok(header) = ChunkHeader::decode(header, &layout()) else {
             assert!(read.is_err() && before == after);
             continue;
         };
-        let named: Vec<u64> = (header.zero.iter().chain(&header.data))
-            .flat_map(PageRange::frames)
-            .collect();
-        for gfn in ALL.frames().filter(|gfn| !named.contains(gfn)) {
+        let named = |gfn: u64| {
+            let mut ranges = header.zero.iter().chain(&header.data);
+            ranges.any(|range| range.frames().contains(&gfn))
+        };
+        for gfn in ALL.frames().filter(|gfn| !named(*gfn)) {
             let page = (gfn * PAGE_SIZE) as usize..((gfn + 1) * PAGE_SIZE) as usize;
             assert!(before[page.clone()] == after[page], "page {gfn} changed");
         }
+        std::mem::swap(&mut before, &mut after);
     }
 });
