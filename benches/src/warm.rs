@@ -2,10 +2,10 @@
 //!
 //! A virtual machine whose host takes back what is free (free page reporting,
 //! Documentation/mm/free_page_reporting.rst) gets memory anew at the first touch, page by page from
-//! that host: here at some 250 MB/s, where what was touched lately takes 3 GB/s. A guest is filled
-//! once, and the destination takes its RAM while the migration runs: how long that lasts would say
-//! more about what ran before than about the migration. So a bench touches as much memory before
-//! each move, and gives it back right when it is needed.
+//! that host, many times slower than what was touched lately. A guest is filled once, and the
+//! destination takes its RAM while the migration runs: how long that lasts would say more about
+//! what ran before than about the migration. So a bench touches as much memory before each move,
+//! and gives it back right when it is needed.
 
 use vmferry_memory::{GuestRam, HUGE_PAGE_SIZE};
 use vmferry_protocol::{PAGE_SIZE, PageRange};

@@ -223,7 +223,7 @@ fn it_is_never_much_behind_the_best_fixed_codec_nor_behind_raw() {
     }
 }
 
-/// As `codecs` of the benches does with text.
+/// As the text of the demo did in moves on a test host, by their reports.
 fn text_here(codec: CodecSpec) -> (f64, f64) {
     match codec {
         CodecSpec::Raw => (0.0, 1.0),

@@ -1,7 +1,7 @@
 //! What was last sent of every page, as a keyed 128-bit fingerprint: only what differs travels.
 //!
 //! The key is random for each migration, so that a guest cannot make two pages that look the same.
-//! The hash uses the widest vector instructions that the processor has.
+//! The hash uses vector instructions, AVX2 at most: twox-hash has no wider ones.
 //!
 //! 16 bytes a page, 4 MiB for each GiB of RAM that exists; nothing for RAM that does not.
 
