@@ -20,7 +20,7 @@ fn of(value: &Value, name: &str) -> u64 {
         .unwrap_or_else(|| panic!("{name} in {value:#}"))
 }
 
-/// A guest that writes all of its RAM again and again is moved with `tracker`.
+/// A guest is moved with `tracker`, in three passes at least.
 fn moved(kind: MachineKind, tracker: &str, more: &str) -> Option<Value> {
     if !common::can_run(kind) {
         return None;
