@@ -5,6 +5,7 @@ pub mod bars;
 pub mod compression;
 pub mod cpu;
 pub mod demo;
+pub mod guest;
 pub mod plot;
 pub mod qemu;
 pub mod transport;

@@ -4,7 +4,8 @@
 //! virtual time; [`engine`] runs the real engine with real machines over transports, journals and
 //! machines that fail on demand; [`crash`] kills real VM processes at named points of a switchover;
 //! [`decorated`] puts something around a machine; [`hosts`] are host services as processes of the
-//! real binary; [`nbdkit`] is a real server of disks; [`corpus`] makes pages such as guests have. The suites in `tests/` drive them.
+//! real binary; [`nbdkit`] is a real server of disks; [`corpus`] makes pages such as guests have;
+//! [`recording`] is what real guests wrote. The suites in `tests/` drive them.
 
 pub mod corpus;
 pub mod crash;
@@ -12,4 +13,5 @@ pub mod decorated;
 pub mod engine;
 pub mod hosts;
 pub mod nbdkit;
+pub mod recording;
 pub mod sim;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use vmferry_protocol::message::AbortCode;
 use vmferry_protocol::policy::Limits;
 use vmferry_protocol::source::Outcome;
+use vmferry_protocol::{PageRange, RamLayout};
+use vmferry_tests::recording::Recording;
 use vmferry_tests::sim::{Costs, Link, Report, Scenario, Writes, run};
 
 fn ok(scenario: &Scenario) -> Report {
@@ -128,6 +130,44 @@ fn hot_pages_are_left_for_the_end_while_the_rest_still_shrinks() {
     let stats = report.stats.as_ref().unwrap();
     let deferred: u64 = stats.passes.iter().map(|p| p.pages_deferred).sum();
     assert!(deferred > 0, "{:?}", decisions(&report));
+}
+
+#[test]
+fn groups_that_are_hot_are_left_for_the_end_and_cost_the_guest_no_notification() {
+    // The hot set is the first half of a group. Elsewhere a page is written each millisecond.
+    let interval = |n: u64| vec![PageRange::new(0, 64), PageRange::new(128 + n * 10, 10)];
+    let recording = Box::leak(Box::new(Recording {
+        pages: 2000,
+        every_ms: 10,
+        intervals: (0..187).map(interval).collect(),
+    }));
+    let scenario = Scenario {
+        layout: RamLayout::try_from(vec![PageRange::new(0, 2000)]).unwrap(),
+        touched: 2000,
+        notification: Duration::from_micros(1),
+        writes: Writes::Recorded(recording),
+        group_pages: 128,
+        link: Link {
+            latency: Duration::from_micros(100),
+            bandwidth: 6_000_000,
+        },
+        limits: Limits {
+            max_blackout: Duration::from_secs(30),
+            ..Limits::default()
+        },
+        ..Scenario::default()
+    };
+    let report = ok(&scenario);
+    assert_eq!(report.source, Some(Outcome::Completed));
+    let stats = report.stats.as_ref().unwrap();
+    let deferring = stats.passes.iter().find(|p| p.pages_hot > 0);
+    let deferring = deferring.unwrap_or_else(|| panic!("{:?}", stats.decisions));
+    // Whole groups, with pages that are not hot.
+    let (hot, deferred) = (deferring.pages_hot, deferring.pages_deferred);
+    assert!(
+        hot >= 64 && deferred > hot && deferred % 128 == 0,
+        "{hot} {deferred}"
+    );
 }
 
 #[test]

@@ -1,18 +1,18 @@
 //! Which codec a chunk gets: the one with which the migration ends soonest.
 //!
 //! Two things can be what everything waits for: the link and the compressors. Between them is a
-//! queue of bounded length. How full it is, *f*, says which of the two it is, and so what a second
-//! of each is worth. With a codec of speed *v* and ratio *r* (encoded ÷ plain), *N* compressors and
-//! a link of throughput *B*, a chunk of *S* bytes costs
+//! queue of bounded length. With *p* for what a second of the link is worth beside one of the
+//! compressors, a codec of speed *v* and ratio *r* (encoded ÷ plain), *N* compressors and a link of
+//! throughput *B*, a chunk of *S* bytes costs
 //!
 //! ```text
-//! f · r · S / B  +  (1 − f) · S / (v · N)          raw: f · S / B
+//! p · r · S / B  +  (1 − p) · S / (v · N)          raw: p · S / B
 //! ```
 //!
-//! A full queue makes the smallest win, an empty one makes raw win, and in between codecs are mixed
-//! so that link and compressors are both busy all the time, which is the quickest that can be (f is
-//! the dual variable of the linear program that this is). A link that changes changes the queue,
-//! and with it the choice, before it is even measured.
+//! *p* is the dual variable of the linear program in which link and compressors together carry
+//! everything soonest; codecs are mixed so that both are busy all the time. Half of it is reckoned
+//! from what is known, half is how full the queue is (the module `price`): a full queue makes the smallest
+//! win, an empty one raw. A link that changes changes the queue, and with it the choice, before it is even measured.
 //!
 //! A destination that has no processor to receive with makes the queue as full as a slow link does,
 //! and fewer bytes help little there. It tells ([`ReceiverMeter`]); as far as it is what everything
@@ -29,6 +29,7 @@
 mod allowance;
 mod link;
 mod model;
+mod price;
 mod receiver;
 
 use std::time::Duration;
@@ -38,6 +39,7 @@ use link::ASSUMED;
 pub use link::LinkMeter;
 pub use model::CANDIDATES;
 use model::{Estimate, Model};
+use price::Price;
 pub use receiver::ReceiverMeter;
 
 use crate::{CodecSpec, Content};
@@ -52,6 +54,8 @@ const MUST_SAVE: f64 = 0.05;
 /// processors are idle (heat, other users), more where none is, and more the less of it is left.
 const PRICE_IDLE: f64 = 0.02;
 const PRICE_BUSY: f64 = 0.3;
+/// Bytes of a chunk, as most are.
+const CHUNK: f64 = (64 * crate::PAGE) as f64;
 /// Spare processors from which on they are there for the taking.
 const SPARE: f64 = 0.25;
 /// Every so many chunks, a codec may be tried that is not known to be best, with some chunks.
@@ -80,6 +84,8 @@ pub struct Conditions {
     pub fill: f64,
     /// Compressors that work at a time.
     pub compressors: usize,
+    /// What a chunk takes one of them beside compressing.
+    pub beside: Duration,
     /// Share of a processor that a compressor gets while it works, 0 to 1.
     pub share: f64,
     /// Processors of this host that nobody but compressors uses.
@@ -156,6 +162,9 @@ pub struct Choice {
     pub cost: f64,
     /// What it would cost raw.
     pub cost_raw: f64,
+    /// What a second of the link was worth for that, 0 to 1; the rest is what one of the
+    /// compressors was.
+    pub link_price: f64,
 }
 
 /// Learns and chooses. One for a migration, shared by its compressors.
@@ -163,6 +172,7 @@ pub struct Choice {
 pub struct Selector {
     model: Model,
     allowance: Allowance,
+    price: Price,
     chunks: u64,
     /// The candidate that the last chunk tried.
     trying: Option<usize>,
@@ -172,11 +182,10 @@ impl Selector {
     /// Chooses for a chunk of `bytes` of that kind.
     pub fn choose(&mut self, content: Content, bytes: usize, at: &Conditions) -> Choice {
         self.chunks += 1;
-        let (link, least_fill) = match at.bytes_per_second {
-            Some(measured) => (measured.max(1.0), 0.0),
-            None => (ASSUMED, UNMEASURED_FILL),
-        };
-        let (size, fill) = (bytes as f64, at.fill.clamp(least_fill, 1.0));
+        let (size, link) = (
+            bytes as f64,
+            at.bytes_per_second.unwrap_or(ASSUMED).max(1.0),
+        );
         let idle = at.spare >= SPARE;
         self.allowance
             .refill(at.now, (!idle).then_some(at.may_take));
@@ -185,13 +194,20 @@ impl Selector {
         let compressors = at.compressors.max(1) as f64;
         // What there is for the taking they get, however little they got when there was less.
         let share = at.share.max(at.spare / compressors).clamp(LEAST_SHARE, 1.0) * compressors;
-        let raw = fill * size / link;
         let receiver = at.receiver.clamp(0.0, 1.0);
-        let costs_at = |price: f64, receiver: f64, n: usize, cell: Estimate| {
-            let processor = size * cell.cost * 1e-9;
+        // Seconds of the link, and of all compressors, for a byte.
+        let loads = |receiver: f64, n: usize, cell: Estimate| {
             let there = receiver::work(CANDIDATES[n], cell.ratio);
             let carried = (1.0 - receiver) * cell.ratio + receiver * there;
-            carried * raw + (1.0 - fill) * processor / share + price * processor
+            (carried / link, cell.cost * 1e-9 / share)
+        };
+        self.price.note(content, size);
+        let fill = self.link_price(at, (link, share), |n, cell| loads(receiver, n, cell));
+        let raw = fill * size / link;
+        let costs_at = |price: f64, receiver: f64, n: usize, cell: Estimate| {
+            let (carried, compressing) = loads(receiver, n, cell);
+            let processor = size * cell.cost * 1e-9;
+            size * (fill * carried + (1.0 - fill) * compressing) + price * processor
         };
         let costs = |n: usize, cell: Estimate| costs_at(price * dearer, receiver, n, cell);
         let known = |n: usize| self.model.estimate(content, n);
@@ -208,6 +224,7 @@ impl Selector {
             why: Why::TooSlow,
             cost: raw,
             cost_raw: raw,
+            link_price: fill,
         };
         // One that is being tried goes on with the next chunks, however the queue is by then: caches
         // are cold in the first, and memory is new.
@@ -242,6 +259,33 @@ impl Selector {
             choice.why = Why::Incompressible;
         }
         choice
+    }
+
+    /// What a second of the link is worth: 0 where only compressors count, 1 where only the link does.
+    fn link_price(
+        &mut self,
+        at: &Conditions,
+        (bandwidth, share): (f64, f64),
+        loads: impl Fn(usize, Estimate) -> (f64, f64),
+    ) -> f64 {
+        let fill = at.fill.clamp(0.0, 1.0);
+        if at.bytes_per_second.is_none() {
+            return fill.max(UNMEASURED_FILL);
+        }
+        let compressors = at.compressors.max(1) as f64;
+        let beside = at.beside.as_secs_f64() / (CHUNK * compressors);
+        let model = &self.model;
+        let least = |content: Content, price: f64| {
+            let all = (0..CANDIDATES.len()).map(|n| loads(n, model.estimate(content, n)));
+            let raw = std::iter::once((1.0 / bandwidth, 0.0));
+            let worth = |(link, compressors): &(f64, f64)| {
+                price * link + (1.0 - price + PRICE_IDLE * share) * compressors
+            };
+            let best = raw.chain(all).min_by(|a, b| worth(a).total_cmp(&worth(b)));
+            let (link, compressors) = best.unwrap_or_default();
+            (link, compressors + beside)
+        };
+        self.price.of((bandwidth, fill), least)
     }
 
     /// The one of those codecs that may be best.

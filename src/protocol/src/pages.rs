@@ -131,21 +131,28 @@ struct Bits {
 impl Bits {
     /// Calls `f(word, mask)` for each word that `range ∩ self.range` touches.
     fn each_word(&mut self, range: PageRange, mut f: impl FnMut(&mut u64, u64)) {
-        let from = range.start.max(self.range.start);
-        let to = range.end().min(self.range.end());
-        let mut at = from.saturating_sub(self.range.start);
-        let end = to.saturating_sub(self.range.start);
-        while at < end {
-            let bit = at % 64;
-            let n = (64 - bit).min(end - at);
-            let mask = if n == 64 {
-                u64::MAX
-            } else {
-                ((1 << n) - 1) << bit
-            };
-            f(&mut self.words[(at / 64) as usize], mask);
-            at += n;
-        }
+        each_mask(self.range, range, |word, mask| {
+            f(&mut self.words[word], mask);
+        });
+    }
+}
+
+/// Calls `f(word, mask)` for each word, 64 pages of `region`, that `range` touches.
+fn each_mask(region: PageRange, range: PageRange, mut f: impl FnMut(usize, u64)) {
+    let from = range.start.max(region.start);
+    let to = range.end().min(region.end());
+    let mut at = from.saturating_sub(region.start);
+    let end = to.saturating_sub(region.start);
+    while at < end {
+        let bit = at % 64;
+        let n = (64 - bit).min(end - at);
+        let mask = if n == 64 {
+            u64::MAX
+        } else {
+            ((1 << n) - 1) << bit
+        };
+        f((at / 64) as usize, mask);
+        at += n;
     }
 }
 
@@ -187,6 +194,18 @@ impl PageSet {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Members in `range`.
+    #[must_use]
+    pub fn count(&self, range: PageRange) -> u64 {
+        let mut count = 0;
+        for bits in &self.regions {
+            each_mask(bits.range, range, |word, mask| {
+                count += u64::from((bits.words[word] & mask).count_ones());
+            });
+        }
+        count
     }
 
     /// Adds the pages of `range` that the layout has.
@@ -391,6 +410,9 @@ mod tests {
             }
             prop_assert_eq!(set.len(), model.len() as u64);
             prop_assert!((0..800).all(|g| set.contains(g) == model.contains(&g)));
+            let (from, count) = (max * 3, 150);
+            let members = model.range(from..from + count).count() as u64;
+            prop_assert_eq!(set.count(PageRange::new(from, count)), members);
             let mut runs = BTreeSet::new();
             set.for_each_run(|r| runs.extend(r.frames()));
             prop_assert_eq!(&runs, &model);

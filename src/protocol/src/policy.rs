@@ -52,6 +52,8 @@ pub struct PolicyInput {
     pub expected_pages: u64,
     /// Those of them that had changed in the last pass, too, and will again.
     pub hot_pages: u64,
+    /// The share of those that is expected to change in another pass, too.
+    pub hot_again: f64,
     /// Pages that had changed in the pass just done.
     pub last_changed: u64,
     /// Its duration.
@@ -160,13 +162,13 @@ fn saved(input: &PolicyInput) -> Duration {
     now.saturating_sub(then)
 }
 
-/// Of the expected pages, those that another pass is expected to leave: those that always change,
-/// and of the others as large a share as the last pass left.
+/// Of the expected pages, those that another pass is expected to leave: of those that always change
+/// what did of late, and of the others as large a share as the last pass left.
 fn left_after(input: &PolicyInput) -> f64 {
     let changed = input.expected_pages as f64;
     let share = (changed / input.last_changed.max(1) as f64).min(1.0);
     let hot = (input.hot_pages as f64).min(changed);
-    hot + (changed - hot) * share
+    hot * input.hot_again + (changed - hot) * share
 }
 
 /// The decision.
@@ -271,6 +273,7 @@ mod tests {
             changed_pages: 1000,
             expected_pages: 1000,
             hot_pages: 0,
+            hot_again: 1.0,
             last_changed: 1000,
             read_per_page: Duration::ZERO,
             last_duration: Duration::from_millis(100),
@@ -348,6 +351,14 @@ mod tests {
         assert_eq!(decision(&all_hot), Decision::SwitchOver);
         let weighed = decide(&all_hot, &Limits::default());
         assert_eq!(weighed.saved, Duration::ZERO);
+        let fewer_each_time = PolicyInput {
+            hot_again: 0.5,
+            ..all_hot
+        };
+        assert_eq!(
+            decision(&fewer_each_time),
+            Decision::Continue { defer_hot: true }
+        );
         let some = PolicyInput {
             hot_pages: 200,
             ..all_hot

@@ -326,6 +326,7 @@ fn poke_source(pokes: Vec<Poke>) -> Result<Option<Outcome>, TestCaseError> {
                             dirty,
                             notifications: 1,
                             stall: Duration::ZERO,
+                            group_pages: 1 << (n % 14),
                         },
                         6 => SourceEvent::Paused,
                         7 => SourceEvent::IoCancelled { jobs: jobs() },

@@ -37,6 +37,7 @@ fn harvested() -> SourceEvent {
         dirty: PageSet::new(&layout()),
         notifications: 0,
         stall: Duration::ZERO,
+        group_pages: 1,
     }
 }
 

@@ -214,6 +214,12 @@ pub trait DirtyTracker: Send + Sync + fmt::Debug {
     /// How large groups of pages are, for trackers that have groups; before the start.
     fn set_group_size(&self, _size: GroupSize) {}
 
+    /// Pages that are protected together from here on, whichever of them is to be; 1 where each is
+    /// by itself.
+    fn group_pages(&self) -> u64 {
+        1
+    }
+
     /// Whether [`Self::throttle`] has an effect.
     fn can_throttle(&self) -> bool {
         false

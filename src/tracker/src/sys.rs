@@ -155,8 +155,15 @@ impl Uffd {
     /// As [`Self::open`], for features with which the kernel answers faults by itself: then it does
     /// so for its own accesses too, and a descriptor will do that anybody may open.
     pub(crate) fn open_unanswered(features: u64) -> io::Result<Self> {
-        let any = Self::descriptor(0).or_else(|_| Self::descriptor(UFFD_USER_MODE_ONLY));
-        Self::with(any?, features)
+        match Self::descriptor(0) {
+            Ok(full) => Self::with(full, features),
+            Err(_) => Self::open_user_mode(features),
+        }
+    }
+
+    /// The descriptor that anybody may open.
+    pub(crate) fn open_user_mode(features: u64) -> io::Result<Self> {
+        Self::with(Self::descriptor(UFFD_USER_MODE_ONLY)?, features)
     }
 
     fn descriptor(more: libc::c_int) -> io::Result<OwnedFd> {

@@ -24,6 +24,8 @@ pub struct WpAsync {
     pagemap: Pagemap,
     armed: PageBits,
     active: Mutex<Option<Arc<Uffd>>>,
+    /// Opens userfaultfd with these features.
+    open: fn(u64) -> io::Result<Uffd>,
 }
 
 fn kernel(what: &'static str) -> impl Fn(io::Error) -> TrackerError {
@@ -40,25 +42,31 @@ impl WpAsync {
     /// # Errors
     /// [`TrackerError::Kernel`] where it has not, or does not permit it.
     pub fn new(ram: Arc<GuestRam>) -> Result<Self, TrackerError> {
+        Self::with(ram, Uffd::open_unanswered)
+    }
+
+    fn with(ram: Arc<GuestRam>, open: fn(u64) -> io::Result<Uffd>) -> Result<Self, TrackerError> {
         let pagemap = Pagemap::open().map_err(kernel("opening /proc/self/pagemap"))?;
-        open()?;
-        Ok(Self {
+        let tracker = Self {
             armed: PageBits::new(&ram),
             ram,
             pagemap,
             active: Mutex::new(None),
-        })
+            open,
+        };
+        tracker.open()?;
+        Ok(tracker)
+    }
+
+    fn open(&self) -> Result<Uffd, TrackerError> {
+        (self.open)(UFFD_FEATURE_WP_ASYNC).map_err(kernel(
+            "opening userfaultfd with asynchronous write protection (Linux 6.7)",
+        ))
     }
 
     fn active(&self) -> MutexGuard<'_, Option<Arc<Uffd>>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn open() -> Result<Uffd, TrackerError> {
-    Uffd::open_unanswered(UFFD_FEATURE_WP_ASYNC).map_err(kernel(
-        "opening userfaultfd with asynchronous write protection (Linux 6.7)",
-    ))
 }
 
 impl DirtyTracker for WpAsync {
@@ -68,7 +76,7 @@ impl DirtyTracker for WpAsync {
 
     fn start(&self) -> Result<(), TrackerError> {
         // A fresh descriptor: pages count as written until they are protected through it.
-        let uffd = open()?;
+        let uffd = self.open()?;
         for region in self.ram.regions() {
             uffd.register_wp(region.hva, region.len())
                 .map_err(kernel("registering guest RAM"))?;
@@ -142,5 +150,47 @@ impl DirtyTracker for WpAsync {
 impl Drop for WpAsync {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use vmferry_protocol::PAGE_SIZE;
+
+    use super::*;
+
+    /// A descriptor that everybody may open hears of no fault of the kernel's own; that the kernel
+    /// lifts protection by itself does not depend on it.
+    #[test]
+    fn writes_of_the_kernel_are_found_without_permission_to_answer_faults() {
+        let ram = Arc::new(GuestRam::new(4 << 20).unwrap());
+        let write = |gfn, what| {
+            let page = [what; PAGE_SIZE as usize];
+            ram.copy_in(PageRange::new(gfn, 1), &page).unwrap();
+        };
+        (0..ram.bytes() / PAGE_SIZE).for_each(|gfn| write(gfn, 1));
+        let tracker = WpAsync::with(ram.clone(), Uffd::open_user_mode).unwrap();
+        tracker.start().unwrap();
+        let pages = PageRange::new(0, ram.bytes() / PAGE_SIZE);
+        let harvest = || {
+            let mut found = Vec::new();
+            tracker
+                .harvest(&mut |run| found.extend(run.frames()))
+                .unwrap();
+            found
+        };
+        assert_eq!(harvest().len() as u64, pages.count);
+        tracker.protect(pages).unwrap();
+        assert_eq!(harvest(), [0u64; 0]);
+        let (mut from, mut to) = io::pipe().unwrap();
+        to.write_all(&[7; 64]).unwrap();
+        let place = ram.hva(PageRange::new(5, 1)).unwrap() as *mut u8;
+        // SAFETY: guest RAM, which nobody else uses here.
+        let place = unsafe { std::slice::from_raw_parts_mut(place, 64) };
+        from.read_exact(place).unwrap();
+        write(9, 2);
+        assert_eq!(harvest(), [5, 9]);
     }
 }

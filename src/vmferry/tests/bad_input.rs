@@ -6,11 +6,9 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::Command;
 
 use common::demo::{demo, ran, vmferry};
+use common::nobody::{Nobody, is_root};
 
 /// An ELF file that is right but for what is left out: one segment at `address`, and no notes.
 fn elf(address: u64) -> Vec<u8> {
@@ -153,25 +151,15 @@ fn unknown_values_are_named_with_what_there_is() {
 /// Root may do everything, so the binary is run by somebody else, from where he may read it.
 #[test]
 fn kvm_without_permission() {
-    const NOBODY: u32 = 65534;
     let mode = fs::metadata("/dev/kvm").map(|m| m.permissions().mode());
     if !mode.is_ok_and(|mode| mode & 0o006 == 0) {
         return println!("SKIPPED (no /dev/kvm)");
     }
-    let dir = tempfile::tempdir().unwrap();
-    let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755));
-    let binary = dir.path().join("vmferry");
-    fs::copy(common::BIN, &binary).unwrap();
-    open(dir.path()).and_then(|()| open(&binary)).unwrap();
-    let mut command = Command::new(binary);
-    command
-        .args(["demo", "--json", "--machine", "kvm", "--mem", "256M"])
-        .current_dir("/");
-    // SAFETY: asks who runs this.
-    if unsafe { libc::geteuid() } == 0 {
-        command.uid(NOBODY).gid(NOBODY);
-    } else if common::kvm() {
+    if !is_root() && common::kvm() {
         return println!("SKIPPED: whoever runs this may use /dev/kvm, and cannot be anybody else");
     }
+    let nobody = Nobody::new();
+    let mut command = nobody.command();
+    command.args(["demo", "--json", "--machine", "kvm", "--mem", "256M"]);
     ran(&mut command).failed(&["no permission", "/dev/kvm", "group"]);
 }

@@ -5,12 +5,9 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::Command;
 
 use common::demo::{demo, ran};
+use common::nobody::{Nobody, is_root};
 use serde_json::Value;
 use vmferry_machine::MachineKind;
 
@@ -133,29 +130,20 @@ fn kvm_a_writer_too_fast_for_its_link_stays_where_it_may_not_be_slowed_down() {
 /// Root may do everything, so the binary is run by somebody else, from where he may read it.
 #[test]
 fn process_whoever_may_not_answer_write_faults_has_his_machines_moved_all_the_same() {
-    const NOBODY: u32 = 65534;
-    // SAFETY: asks who runs this.
-    if unsafe { libc::geteuid() } != 0 {
+    if !is_root() {
         return println!("SKIPPED: only root can be somebody else");
     }
     let permitted = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
     if permitted.is_ok_and(|all| all.trim() != "0") {
         return println!("SKIPPED: everybody may answer write faults here");
     }
-    let dir = tempfile::tempdir().unwrap();
-    let open = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755));
-    let binary = dir.path().join("vmferry");
-    fs::copy(common::BIN, &binary).unwrap();
-    open(dir.path()).and_then(|()| open(&binary)).unwrap();
+    let nobody = Nobody::new();
     for tracker in ["auto", "wp-group"] {
-        let mut command = Command::new(&binary);
+        let mut command = nobody.command();
         command
             .args(["demo", "--json", "--machine", "process", "--mem", "256M"])
             .args(["--run-for", "50ms", "--warm-up", "100ms"])
-            .args(["--max-blackout", "20s", "--tracker", tracker])
-            .current_dir("/")
-            .uid(NOBODY)
-            .gid(NOBODY);
+            .args(["--max-blackout", "20s", "--tracker", tracker]);
         let report = ran(&mut command).completed();
         assert_eq!(report["tracker"], "wp-async", "{report:#}");
         let why = report["tracker_choice"]["why"].as_str().unwrap();

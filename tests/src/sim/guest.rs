@@ -4,8 +4,11 @@
 //! Only newer pages cost memory, so that a guest of 1 TiB fits.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use vmferry_protocol::{PageRange, PageSet, RamLayout};
+
+use crate::recording::Recording;
 
 /// A small generator (SplitMix64): the same numbers for the same seed, everywhere.
 #[derive(Clone, Debug)]
@@ -133,12 +136,14 @@ pub enum Writes {
         /// Pages per second of virtual time.
         rate: u64,
     },
+    /// As a real guest did.
+    Recorded(&'static Recording),
 }
 
 impl Writes {
     pub(super) const fn rate(self) -> u64 {
         match self {
-            Self::Idle => 0,
+            Self::Idle | Self::Recorded(_) => 0,
             Self::Uniform { rate } | Self::Hot { rate, .. } => rate,
         }
     }
@@ -172,6 +177,11 @@ pub(super) struct Guest {
     pub(super) memory: Memory,
     /// Perhaps dirty: written since it was last protected.
     dirty: PageSet,
+    /// A write costs a notification, and makes the page's group writable.
+    protected: PageSet,
+    /// Was protected in this pass.
+    tried: PageSet,
+    layout: RamLayout,
     tracking: bool,
     notifications: u64,
     group_pages: u64,
@@ -181,6 +191,8 @@ pub(super) struct Guest {
     rng: Rng,
     /// Writes owed for time too short for one.
     owed: u64,
+    /// How far a recording was written.
+    ran: Duration,
 }
 
 impl Guest {
@@ -195,6 +207,9 @@ impl Guest {
         Self {
             memory,
             dirty: PageSet::new(layout),
+            protected: PageSet::new(layout),
+            tried: PageSet::new(layout),
+            layout: layout.clone(),
             tracking: false,
             notifications: 0,
             group_pages: group_pages.max(1),
@@ -202,26 +217,37 @@ impl Guest {
             allowance: 0,
             rng: Rng::new(seed),
             owed: 0,
+            ran: Duration::ZERO,
         }
     }
 
     pub(super) fn write(&mut self, gfn: u64) {
         self.memory.write(gfn);
-        if self.tracking && !self.dirty.contains(gfn) {
-            let group = gfn - gfn % self.group_pages;
-            for page in group..group + self.group_pages {
+        if self.tracking && self.protected.contains(gfn) {
+            let group = self.group(gfn);
+            for page in group.frames() {
                 if self.memory.present.contains(page) {
                     self.dirty.insert(PageRange::new(page, 1));
                 }
             }
+            self.protected.remove(group);
             self.notifications += 1;
+        } else if self.tracking {
+            self.dirty.insert(PageRange::new(gfn, 1));
         }
+    }
+
+    fn group(&self, gfn: u64) -> PageRange {
+        PageRange::new(gfn - gfn % self.group_pages, self.group_pages)
     }
 
     /// Runs for `nanos`.
     pub(super) fn run(&mut self, writes: Writes, layout: &RamLayout, nanos: u64) {
-        self.owed += writes.rate() * nanos;
         self.allowance += self.throttle.unwrap_or(0) * nanos;
+        if let Writes::Recorded(recording) = writes {
+            return self.replay(recording, Duration::from_nanos(nanos));
+        }
+        self.owed += writes.rate() * nanos;
         while self.owed >= NANOS {
             self.owed -= NANOS;
             let gfn = writes.next_page(layout, &mut self.rng);
@@ -234,9 +260,23 @@ impl Guest {
         }
     }
 
+    /// Writes what was written in the next `time` of the recording.
+    fn replay(&mut self, recording: &Recording, time: Duration) {
+        let until = self.ran + time;
+        for (at, gfn) in recording.between(self.ran, until) {
+            if self.must_wait(gfn) {
+                // It goes on here when it may.
+                self.ran = at;
+                return;
+            }
+            self.write(gfn);
+        }
+        self.ran = until;
+    }
+
     /// Whether the answer to a write to this page is held back; if not, it is paid for.
     fn must_wait(&mut self, gfn: u64) -> bool {
-        if self.throttle.is_none() || !self.tracking || self.dirty.contains(gfn) {
+        if self.throttle.is_none() || !self.tracking || !self.protected.contains(gfn) {
             return false;
         }
         let price = NANOS * self.group_pages;
@@ -258,14 +298,24 @@ impl Guest {
         if first {
             self.tracking = true;
             self.dirty = self.memory.present.clone();
+            self.protected = PageSet::new(&self.layout);
         }
+        self.tried = PageSet::new(&self.layout);
         (self.dirty.clone(), std::mem::take(&mut self.notifications))
     }
 
-    /// From now on, writes to these pages are noticed again.
+    /// From now on, writes to these pages are noticed again, and cost a notification, as do writes
+    /// to others of their groups. A group that was written since it was protected is not protected
+    /// again in the same pass.
     pub(super) fn protect(&mut self, ranges: &[PageRange]) {
-        for range in ranges {
-            self.dirty.remove(*range);
+        for gfn in ranges.iter().flat_map(PageRange::frames) {
+            if self.group_pages == 1 || !self.tried.contains(gfn) {
+                self.protected.insert(self.group(gfn));
+                self.tried.insert(self.group(gfn));
+            }
+            if self.protected.contains(gfn) {
+                self.dirty.remove(PageRange::new(gfn, 1));
+            }
         }
     }
 

@@ -109,6 +109,7 @@ impl World<'_> {
                     dirty,
                     notifications,
                     stall,
+                    group_pages: self.s.group_pages.max(1),
                 });
             }
         }
@@ -117,6 +118,7 @@ impl World<'_> {
             dirty,
             notifications,
             stall,
+            group_pages: self.s.group_pages.max(1),
         })
     }
 

@@ -1,6 +1,7 @@
 //! `CompressorPool`: threads that protect, read and encode chunks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::{Actor, Handler, Message, Recipient, SyncContext};
 use vmferry_protocol::pending::Chunk;
@@ -8,6 +9,7 @@ use vmferry_protocol::source::SourceEvent;
 
 use super::tracker::Live;
 use crate::compression::Compression;
+use crate::compression::tally::Turn;
 use crate::encode::{EncodeError, Encoded, Encoder, Frame};
 use crate::processors::priority::Helpers;
 use crate::source::Told;
@@ -21,6 +23,8 @@ pub(crate) struct Compressor {
     pub(crate) compression: Arc<Compression>,
     pub(crate) frames: async_channel::Sender<Frame>,
     pub(crate) owner: Recipient<Told>,
+    /// When its last chunk was done, or it began.
+    pub(crate) free_since: Duration,
 }
 
 impl Actor for Compressor {
@@ -38,10 +42,14 @@ impl Actor for Compressor {
 impl Compressor {
     /// None where the migration is off.
     fn encode(&mut self, chunk: &Chunk, last: bool) -> Option<Result<Encoded, EncodeError>> {
+        let now = || self.compression.link().now();
+        let came = now();
         // Not while the link has enough to do, nor while processors have: a page that is read
         // later is younger.
         self.compression.link().wait_for_room();
+        let link_had_room = now();
         let _inside = self.compression.gate().enter();
+        let began = now();
         // After an abort nothing is protected any more: nobody would take it off again.
         let _guard = self.live.guard()?;
         if !last {
@@ -51,7 +59,17 @@ impl Compressor {
                 return Some(Err(error));
             }
         }
-        Some(self.helpers.work(|| self.encoder.encode(chunk, last)))
+        let encoded = self.helpers.work(|| self.encoder.encode(chunk, last));
+        let done = now();
+        let turn = Turn {
+            for_pages: came.saturating_sub(self.free_since),
+            for_link: link_had_room.saturating_sub(came),
+            for_processors: began.saturating_sub(link_had_room),
+            worked: done.saturating_sub(began),
+        };
+        self.free_since = done;
+        self.compression.turn(chunk.pass, turn);
+        Some(encoded)
     }
 }
 

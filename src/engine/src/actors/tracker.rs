@@ -95,6 +95,7 @@ impl Handler<Harvest> for Tracker {
                 dirty,
                 notifications: stats.notifications,
                 stall: stall(&stats, self.notification_cost),
+                group_pages: self.tracker.group_pages(),
             },
             Err(error) => SourceEvent::Failed {
                 detail: chain(&error),

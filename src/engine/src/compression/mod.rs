@@ -15,12 +15,12 @@ use vmferry_codecs::selector::{Choice, Conditions, ReceiverMeter, Selector, Why}
 use vmferry_codecs::{CodecChoice, CodecError, CodecId, Content, Encoders, PAGE};
 
 pub use link::Link;
-use tally::{Sample, Tally};
+use tally::{Sample, Tally, Turn};
 
 use crate::processors::pool::Gate;
 use crate::processors::priority::{WorkTimer, Worked};
 
-/// Weight of the latest chunk in what share of a processor compressors get.
+/// Weight of the latest chunk in what compressors get of a processor, and take for a chunk.
 const LATEST: f64 = 0.1;
 /// A chunk is sent as a difference where an earlier version of at least this part of its pages is kept.
 const KNOWN_PART: usize = 2;
@@ -45,6 +45,9 @@ struct Shared {
     tally: Tally,
     receiver: ReceiverMeter,
     share: f64,
+    /// Seconds that a chunk takes a compressor, and those of them in which it compresses.
+    chunk: f64,
+    compressing: f64,
 }
 
 /// Working memory of a compressor.
@@ -82,6 +85,8 @@ impl Compression {
                 tally: Tally::default(),
                 receiver: ReceiverMeter::default(),
                 share: 1.0,
+                chunk: 0.0,
+                compressing: 0.0,
             }),
         }
     }
@@ -103,6 +108,13 @@ impl Compression {
     /// What was counted, so far.
     pub(crate) fn tally(&self) -> Tally {
         self.lock().tally.clone()
+    }
+
+    /// A compressor has done a chunk of a pass.
+    pub(crate) fn turn(&self, pass: u32, turn: Turn) {
+        let mut shared = self.lock();
+        shared.chunk += LATEST * (turn.worked.as_secs_f64() - shared.chunk);
+        shared.tally.turn(pass, turn);
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -174,6 +186,7 @@ impl Compression {
                 why: Why::Fixed,
                 cost: 0.0,
                 cost_raw: 0.0,
+                link_price: 0.0,
             };
             return (choice, None);
         }
@@ -185,6 +198,7 @@ impl Compression {
             bytes_per_second,
             fill,
             compressors: room.compressors,
+            beside: Duration::from_secs_f64((shared.chunk - shared.compressing).max(0.0)),
             share: shared.share,
             spare: room.spare,
             may_take: self.may_take,
@@ -245,8 +259,10 @@ impl Compression {
                 .selector
                 .learn(content, codec, now, shrunk, worked.ran);
         }
+        let took = worked.took.as_secs_f64();
+        shared.compressing += LATEST * (took - shared.compressing);
         if worked.took > Duration::ZERO {
-            let share = worked.ran.as_secs_f64() / worked.took.as_secs_f64();
+            let share = worked.ran.as_secs_f64() / took;
             // What it got while it did next to nothing says little.
             let weight = LATEST * (worked.ran.as_secs_f64() / 100e-6).min(1.0);
             shared.share += weight * (share.min(1.0) - shared.share);

@@ -18,6 +18,28 @@ pub(crate) struct Used {
     pub(crate) processor: Duration,
 }
 
+/// Where compressors' time went: of one for a chunk, or of all for a pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Waited for pages: nothing was to be encoded.
+    pub(crate) for_pages: Duration,
+    /// Waited until the link had room.
+    pub(crate) for_link: Duration,
+    /// Waited until processors had.
+    pub(crate) for_processors: Duration,
+    /// Protected, read, compared and encoded pages, or wanted to.
+    pub(crate) worked: Duration,
+}
+
+impl std::ops::AddAssign for Turn {
+    fn add_assign(&mut self, more: Self) {
+        self.for_pages += more.for_pages;
+        self.for_link += more.for_link;
+        self.for_processors += more.for_processors;
+        self.worked += more.worked;
+    }
+}
+
 /// A chunk that was encoded.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sample {
@@ -85,9 +107,20 @@ pub(crate) struct Tally {
     by_codec: BTreeMap<(u32, String), Used>,
     by_reason: BTreeMap<(u32, Why), u64>,
     choices: BTreeMap<u32, Spread<Sample>>,
+    turns: BTreeMap<u32, Turn>,
 }
 
 impl Tally {
+    /// Counts where the time of a compressor went.
+    pub(super) fn turn(&mut self, pass: u32, turn: Turn) {
+        *self.turns.entry(pass).or_default() += turn;
+    }
+
+    /// Where the time of all compressors went in a pass.
+    pub(crate) fn turns(&self, pass: u32) -> Turn {
+        self.turns.get(&pass).copied().unwrap_or_default()
+    }
+
     /// Counts a chunk of a pass.
     pub(super) fn count(&mut self, pass: u32, chunk: Sample) {
         let of_codec = self.by_codec.entry((pass, chunk.codec_name()));

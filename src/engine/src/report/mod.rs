@@ -88,6 +88,19 @@ impl BlackoutBreakdown {
     }
 }
 
+/// Where the time of a migration's compressors went, summed over all of them, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CompressorTimes {
+    /// Protecting, reading, comparing and encoding pages, waiting for a processor while they could included.
+    pub worked_ms: f64,
+    /// Waiting for the link, before which enough was queued.
+    pub for_link_ms: f64,
+    /// Waiting, as no more of them were to work at a time.
+    pub for_processors_ms: f64,
+    /// Waiting for pages: as much was on its way as may be.
+    pub for_pages_ms: f64,
+}
+
 /// One pass over the pages to send.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PassReport {
@@ -104,13 +117,19 @@ pub struct PassReport {
     pub pages_sent: u64,
     /// Pages left out, as their content was what the destination had.
     pub pages_unchanged: u64,
-    /// Pages that change all the time, left for the end.
+    /// Pages left for the end.
     pub pages_deferred: u64,
+    /// Those of them that change all the time; the others are in groups with them.
+    #[serde(default)]
+    pub pages_hot: u64,
     /// Write notifications that the guest paid for before this pass.
     pub notifications: u64,
     /// Processor time to read and compare pages, in milliseconds.
     #[serde(default)]
     pub read_ms: f64,
+    /// Where the time of compressors went.
+    #[serde(default)]
+    pub compressors: CompressorTimes,
     /// Bytes on the page streams, before TLS.
     pub bytes_wire: u64,
     /// What each codec did; zero pages need none.
@@ -166,6 +185,12 @@ pub struct ChoiceReport {
     pub link_mbit: Option<f64>,
     /// How full the queue before the link was, 0 to 1.
     pub queue: f64,
+    /// What a second of the link was worth, 0 to 1; the rest is what one of the compressors was.
+    #[serde(default)]
+    pub link_price: f64,
+    /// What a chunk took a compressor beside compressing, in microseconds.
+    #[serde(default)]
+    pub beside_us: f64,
     /// Compressors that might work at a time.
     pub compressors: u64,
     /// Share of a processor that a compressor got.

@@ -223,6 +223,7 @@ impl Migration {
                 compression: compression.clone(),
                 frames: frames.clone(),
                 owner: told.clone(),
+                free_since: compression.link().now(),
             }
         });
         let (done, written) = (ctx.address().recipient(), ctx.address().recipient());

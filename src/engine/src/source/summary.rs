@@ -12,10 +12,10 @@ use vmferry_tracker::NotificationCosts;
 
 use super::SourceOptions;
 use crate::clock::Clock;
-use crate::compression::tally::{Sample, Tally, Used};
+use crate::compression::tally::{Sample, Tally, Turn, Used};
 use crate::report::{
-    BlackoutBreakdown, ChoiceReport, CodecReport, DecisionReport, GuestReport, IoReport,
-    MigrationReport, NotificationReport, PassReport, ReportOutcome, timeline,
+    BlackoutBreakdown, ChoiceReport, CodecReport, CompressorTimes, DecisionReport, GuestReport,
+    IoReport, MigrationReport, NotificationReport, PassReport, ReportOutcome, timeline,
 };
 
 fn ms(d: Duration) -> f64 {
@@ -47,6 +47,8 @@ fn choice(sample: &Sample) -> Option<ChoiceReport> {
         cost_raw_us: us(sample.choice.cost_raw),
         link_mbit: at.bytes_per_second.map(|rate| rate * 8e-6),
         queue: at.fill,
+        link_price: sample.choice.link_price,
+        beside_us: us(at.beside.as_secs_f64()),
         compressors: at.compressors as u64,
         share: at.share,
         spare: at.spare,
@@ -67,8 +69,10 @@ fn pass(p: &PassStats, tally: &Tally) -> PassReport {
         pages_sent: p.pages_data,
         pages_unchanged: p.pages_unchanged,
         pages_deferred: p.pages_deferred,
+        pages_hot: p.pages_hot,
         notifications: p.notifications,
         read_ms: ms(p.read_ran),
+        compressors: compressors(tally.turns(p.pass)),
         codecs: codecs
             .map(|(c, used)| (c.to_owned(), codec(used)))
             .collect(),
@@ -79,6 +83,15 @@ fn pass(p: &PassStats, tally: &Tally) -> PassReport {
         sampled,
         bytes_wire: p.bytes_wire,
         r#final: p.paused,
+    }
+}
+
+fn compressors(turn: Turn) -> CompressorTimes {
+    CompressorTimes {
+        worked_ms: ms(turn.worked),
+        for_link_ms: ms(turn.for_link),
+        for_processors_ms: ms(turn.for_processors),
+        for_pages_ms: ms(turn.for_pages),
     }
 }
 

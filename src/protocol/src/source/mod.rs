@@ -18,6 +18,7 @@
 //! - After `ResumeGuest` the migration may go on for some seconds, until the destination has heard
 //!   of it; the guest already runs. `Finished` is the last output, on which all is closed.
 
+mod hot;
 mod precopy;
 mod progress;
 mod settling;
@@ -33,11 +34,11 @@ pub use types::{ChunkStats, Outcome, SourceConfig, SourceEvent, SourceOutput};
 
 use crate::ids::Time;
 use crate::message::{AbortCode, Hello, Message, RunState};
-use crate::pages::PageSet;
 use crate::pending::PendingSet;
 use crate::policy::predicted_blackout;
 use crate::version::Speaks;
 use crate::wire::MAX_DATA_PAGES;
+use hot::HotPages;
 use settling::HandedOver;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,13 +91,7 @@ pub struct Source {
     stats: SourceStats,
     pass: u32,
     not_shrinking: u32,
-    /// Pages that changed in the last pass, and in the one before.
-    hot: PageSet,
-    /// Pages that had changed when this pass came to them, and when the last one did.
-    changed: PageSet,
-    changed_before: PageSet,
-    /// Hot pages that this pass leaves out.
-    deferred: PageSet,
+    hot: HotPages,
     handed_over: HandedOver,
     throttled: Option<u64>,
     final_chunk_pages: u64,
@@ -133,10 +128,7 @@ impl Source {
             stats: SourceStats::new(now),
             pass: 0,
             not_shrinking: 0,
-            hot: PageSet::new(&config.shape.ram),
-            changed: PageSet::new(&config.shape.ram),
-            changed_before: PageSet::new(&config.shape.ram),
-            deferred: PageSet::new(&config.shape.ram),
+            hot: HotPages::new(&config.shape.ram),
             handed_over: HandedOver::default(),
             throttled: None,
             final_chunk_pages: MAX_DATA_PAGES,
@@ -174,17 +166,19 @@ impl Source {
                     dirty,
                     notifications,
                     stall,
+                    group_pages,
                 },
                 State::Harvesting,
             ) => {
                 self.stats.notified(notifications, stall);
-                self.harvested(now, dirty);
+                self.harvested(now, dirty, group_pages);
             }
             (
                 SourceEvent::Harvested {
                     dirty,
                     notifications,
                     stall,
+                    ..
                 },
                 State::FinalHarvest,
             ) => {

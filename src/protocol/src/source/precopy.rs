@@ -20,10 +20,10 @@ impl Source {
         self.outputs.push_back(SourceOutput::Harvest { pass });
     }
 
-    pub(super) fn harvested(&mut self, now: Time, mut dirty: PageSet) {
-        let pages = dirty.len();
+    pub(super) fn harvested(&mut self, now: Time, mut dirty: PageSet, group_pages: u64) {
+        let (pages, mut hot) = (dirty.len(), 0);
         if self.pass > 1 {
-            self.find_hot(&dirty);
+            self.hot.end_pass(&dirty);
             let mut input = self.policy_input(pages);
             if input.changed_pages * 10 >= input.last_changed * 9 {
                 self.not_shrinking += 1;
@@ -35,8 +35,8 @@ impl Source {
             self.stats.decided(self.pass - 1, &weighed);
             match weighed.decision {
                 Decision::Continue { defer_hot: true } => {
-                    self.deferred = self.hot.clone();
-                    dirty.subtract(&self.hot);
+                    self.hot.leave_out(&mut dirty, group_pages);
+                    hot = self.hot.len();
                 }
                 Decision::Continue { defer_hot: false } => {}
                 Decision::Throttle { pages_per_second } => {
@@ -53,27 +53,14 @@ impl Source {
             }
         }
         self.pending.add(&dirty);
-        self.stats.harvested(dirty.len(), pages - dirty.len());
+        self.stats
+            .harvested(dirty.len(), (pages - dirty.len(), hot));
         self.last_progress = now;
         self.state = State::Sending;
         let (pass, pages) = (self.pass, dirty.len());
         self.send(Message::PassBegin { pass, pages });
         self.pump(MAX_DATA_PAGES);
         self.end_pass_if_done(now);
-    }
-
-    /// Pages that change all the time: they had changed in both of the last passes, or were left out
-    /// of the last because of that, and may have changed again.
-    fn find_hot(&mut self, dirty: &PageSet) {
-        let none = || PageSet::new(&self.config.shape.ram);
-        let deferred = std::mem::replace(&mut self.deferred, none());
-        let changed = std::mem::replace(&mut self.changed, none());
-        self.hot = changed.clone();
-        self.hot.intersect(&self.changed_before);
-        self.hot.union(&deferred);
-        self.hot.intersect(dirty);
-        self.changed_before = changed;
-        self.changed_before.union(&deferred);
     }
 
     /// Sets how fast writers may go on, where that is a change.
@@ -91,6 +78,7 @@ impl Source {
             passes: self.pass.saturating_sub(1),
             remaining_pages,
             hot_pages: self.hot.len(),
+            hot_again: self.hot.again(),
             changed_pages: self.stats.likely_changed(remaining_pages, self.hot.len()),
             expected_pages: self.stats.expected_changed(remaining_pages, self.hot.len()),
             last_changed: self.stats.last_pass_changed(),
@@ -122,7 +110,7 @@ impl Source {
         let changed = (stats.pages_data + stats.pages_zero) * 2 > stats.pages_unchanged;
         if self.pass > 1 && changed {
             for &range in self.pending.in_flight(stats.chunk) {
-                self.changed.insert(range);
+                self.hot.note(range);
             }
         }
         if self.state == State::FinalSending {

@@ -90,8 +90,10 @@ pub struct PassStats {
     pub read: Duration,
     /// Processor time of that.
     pub read_ran: Duration,
-    /// Pages that change all the time, left for the end.
+    /// Pages left for the end.
     pub pages_deferred: u64,
+    /// Those of them that change all the time; the others are in groups with them.
+    pub pages_hot: u64,
     /// Write notifications since the last pass began.
     pub notifications: u64,
     /// How long writers waited for them, as far as the tracker knows.
@@ -240,9 +242,11 @@ impl SourceStats {
         self.decisions.push((pass, weighed.clone()));
     }
 
-    pub(super) fn harvested(&mut self, pages: u64, deferred: u64) {
+    /// So many pages may have changed; beside them so many are left for the end, some of them hot.
+    pub(super) fn harvested(&mut self, pages: u64, (deferred, hot): (u64, u64)) {
         self.current.pages_considered = pages;
         self.current.pages_deferred = deferred;
+        self.current.pages_hot = hot;
     }
 
     pub(super) fn chunk_sent(&mut self, chunk: &ChunkStats) {
@@ -292,10 +296,10 @@ impl SourceStats {
         self.bytes_per_page.unwrap_or(4100.0)
     }
 
-    /// Pages that had changed when the last pass came to them, and those left for the end.
+    /// Pages that had changed when the last pass came to them, and hot ones left for the end.
     pub(super) fn last_pass_changed(&self) -> u64 {
         let last = self.passes.last();
-        last.map_or(0, |p| p.pages_data + p.pages_zero + p.pages_deferred)
+        last.map_or(0, |p| p.pages_data + p.pages_zero + p.pages_hot)
     }
 
     /// Of `remaining` pages that may have changed since the last pass began, how many must be

@@ -51,7 +51,7 @@ impl Source {
 
     pub(super) fn final_harvest(&mut self, now: Time, dirty: &PageSet) {
         self.pending.add(dirty);
-        self.stats.harvested(self.pending.pages(), 0);
+        self.stats.harvested(self.pending.pages(), (0, 0));
         self.state = State::FinalSending;
         self.final_chunk_pages = self
             .pending

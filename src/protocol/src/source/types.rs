@@ -60,6 +60,9 @@ pub enum SourceEvent {
         notifications: u64,
         /// How long writers waited for them, as far as the tracker knows.
         stall: Duration,
+        /// Pages that are protected together from here on, aligned to their number within their
+        /// region; 1 where each is by itself.
+        group_pages: u64,
     },
     /// A chunk was handed to a page stream.
     ChunkSent(ChunkStats),

@@ -146,17 +146,19 @@ impl Inner {
         let limits = self.limits();
         metrics.set_limits(&limits);
         let sending = lock(&self.migrations).list();
-        let link = sending
-            .iter()
-            .filter(|m| m.state == MigrationState::Running);
+        let sending = || {
+            let all = sending.iter();
+            all.filter(|m| m.state == MigrationState::Running)
+        };
         let budget = self.budget();
         let compressors = tokio::task::spawn_blocking(move || budget.in_use()).await;
         metrics.set_load(&Load {
             vm_ram_bytes: ram_mib << 20,
-            link_bytes_per_second: link
+            link_bytes_per_second: sending()
                 .filter_map(|m| m.progress.as_ref())
                 .fold(0.0, |sum, p| sum + p.bytes_per_second),
-            compressors: compressors.unwrap_or(0) as u64,
+            // Each has one beside those that the budget counts.
+            compressors: (compressors.unwrap_or(0) + sending().count()) as u64,
         });
         metrics.text()
     }

@@ -216,6 +216,10 @@ impl DirtyTracker for WpGroup {
         *self.size.lock().unwrap_or_else(PoisonError::into_inner) = size;
     }
 
+    fn group_pages(&self) -> u64 {
+        self.order().pages()
+    }
+
     fn can_throttle(&self) -> bool {
         true
     }

@@ -5,6 +5,7 @@
 
 pub(crate) mod demo;
 pub(crate) mod lab;
+pub(crate) mod nobody;
 
 use std::fs::OpenOptions;
 use std::future::Future;

@@ -237,6 +237,7 @@ fn choice(c: &ChoiceReport, at: u64) -> Event {
         ("vmferry.codec.cost_us", c.cost_us.into()),
         ("vmferry.codec.cost_raw_us", c.cost_raw_us.into()),
         ("vmferry.link.queue", c.queue.into()),
+        ("vmferry.link.price", c.link_price.into()),
         ("vmferry.compressors", c.compressors.into()),
         ("vmferry.compressors.share", c.share.into()),
         ("vmferry.processors.spare", c.spare.into()),
