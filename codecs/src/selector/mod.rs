@@ -68,6 +68,10 @@ const HOPE_UNTRIED: f64 = 0.5;
 const TRY_WITHIN: f64 = 2.0;
 /// While processors are idle, a trial goes on with a codec that takes no more of a processor than this many times the cheapest.
 const TRY_ON_WITHIN: f64 = 4.0;
+/// A codec that encoded one of so many chunks before is warm.
+const WARM: u64 = 4;
+/// How much is believed of it that one takes longer which is not.
+const COLD: f64 = 0.3;
 /// From so full a queue on, the link is said to be what everything waits for.
 const LINK_BOUND: f64 = 0.5;
 /// Compressors that get less than this share of a processor are as good as stopped.
@@ -176,6 +180,8 @@ pub struct Selector {
     chunks: u64,
     /// The candidate that the last chunk tried.
     trying: Option<usize>,
+    /// The number of the chunk that each candidate encoded last.
+    used: [u64; CANDIDATES.len()],
 }
 
 impl Selector {
@@ -202,7 +208,8 @@ impl Selector {
             (carried / link, cell.cost * 1e-9 / share)
         };
         self.price.note(content, size);
-        let fill = self.link_price(at, (link, share), |n, cell| loads(receiver, n, cell));
+        let mixes = |n, cell| loads(receiver, n, cell);
+        let fill = self.link_price(at, (link, share), idle, mixes);
         let raw = fill * size / link;
         let costs_at = |price: f64, receiver: f64, n: usize, cell: Estimate| {
             let (carried, compressing) = loads(receiver, n, cell);
@@ -266,6 +273,7 @@ impl Selector {
         &mut self,
         at: &Conditions,
         (bandwidth, share): (f64, f64),
+        idle: bool,
         loads: impl Fn(usize, Estimate) -> (f64, f64),
     ) -> f64 {
         let fill = at.fill.clamp(0.0, 1.0);
@@ -285,7 +293,8 @@ impl Selector {
             let (link, compressors) = best.unwrap_or_default();
             (link, compressors + beside)
         };
-        self.price.of((bandwidth, fill), least)
+        // Where no processor is idle raw is never wrong.
+        self.price.of((bandwidth, fill), idle, least)
     }
 
     /// The one of those codecs that may be best.
@@ -332,6 +341,12 @@ impl Selector {
         if plain > 0 {
             let cost = processor.as_nanos() as f64 / plain as f64;
             let ratio = encoded.min(plain) as f64 / plain as f64;
+            // After others, caches are cold, which says little of what it takes when it is chosen.
+            let warm = self.chunks <= self.used[n] + WARM;
+            let known = self.model.estimate(content, n).cost;
+            let believed = if warm || cost < known { 1.0 } else { COLD };
+            let cost = known + believed * (cost - known);
+            self.used[n] = self.chunks;
             self.model
                 .learn(content, n, now, (cost, ratio), telling(plain));
         }

@@ -23,7 +23,7 @@ const QUEUE: f64 = 0.5;
 /// What takes longer to compress, and by itself takes no more than this many times what a mixture with
 /// something quicker would, is not mixed: the queue says too little to mix so finely, and
 /// what is sent in vain is lost.
-const WORTH_MIXING: f64 = 1.1;
+const WORTH_MIXING: f64 = 1.25;
 
 /// Remembers what was sent of late.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,11 +53,13 @@ impl Price {
         self.chunks += 1;
     }
 
-    /// The price, 0 to 1, with a link of so many bytes a second, and by how full the queue is. `loads` says for how long
+    /// The price, 0 to 1, with a link of so many bytes a second, and by how full the queue is. Where no processor is `idle` the
+    /// queue may lower it however far. `loads` says for how long
     /// a byte of that kind would keep the link and the compressors busy at a price.
     pub(super) fn of(
         &mut self,
         (link, fill): (f64, f64),
+        idle: bool,
         loads: impl Fn(Content, f64) -> (f64, f64),
     ) -> f64 {
         let same = (self.link / OTHER_LINK..self.link * OTHER_LINK).contains(&link);
@@ -66,7 +68,10 @@ impl Price {
             (self.reckoned, self.link) = (self.chunks, link);
         }
         let price = QUEUE * fill + (1.0 - QUEUE) * self.balance.price;
-        price.max(self.balance.least)
+        match idle {
+            true => price.max(self.balance.least),
+            false => price,
+        }
     }
 
     /// Where link and compressors would take equally long for what was sent of late; 1 where the
@@ -129,17 +134,17 @@ mod tests {
 
     #[test]
     fn it_is_where_both_would_take_equally_long() {
-        let balanced = price().of((1e9, 0.75), loads);
+        let balanced = price().of((1e9, 0.75), true, loads);
         assert!((balanced - 0.75).abs() < 0.01, "{balanced}");
         let slow = |content, price| (loads(content, price).0 * 10.0, loads(content, price).1);
-        assert!(price().of((1e8, 1.0), slow) > 0.99);
+        assert!(price().of((1e8, 1.0), true, slow) > 0.99);
     }
 
     #[test]
     fn the_queue_has_as_much_to_say() {
         let mut price = price();
-        let empty = price.of((1e9, 0.0), loads);
-        let full = price.of((1e9, 1.0), loads);
+        let empty = price.of((1e9, 0.0), true, loads);
+        let full = price.of((1e9, 1.0), true, loads);
         assert!((empty - 0.375).abs() < 0.01 && (full - 0.875).abs() < 0.01);
     }
 
@@ -150,18 +155,21 @@ mod tests {
             true => (0.5, 0.525),
             false => (1.0, 0.0),
         };
-        let empty = price().of((1e9, 0.0), nearly);
+        let empty = price().of((1e9, 0.0), true, nearly);
         assert!(empty > 0.75, "{empty}");
-        let (empty, full) = (price().of((1e9, 0.0), loads), price().of((1e9, 1.0), loads));
+        let (empty, full) = (
+            price().of((1e9, 0.0), true, loads),
+            price().of((1e9, 1.0), true, loads),
+        );
         assert!(empty < 0.75 && full > 0.75, "{empty} {full}");
     }
 
     #[test]
     fn a_link_that_changes_much_is_reckoned_with_at_once() {
         let mut price = price();
-        price.of((1e9, 1.0), loads);
+        price.of((1e9, 1.0), true, loads);
         let slow = |content, price| (loads(content, price).0 * 10.0, loads(content, price).1);
-        assert!(price.of((0.9e9, 1.0), slow) < 0.9);
-        assert!(price.of((1e8, 1.0), slow) > 0.99);
+        assert!(price.of((0.9e9, 1.0), true, slow) < 0.9);
+        assert!(price.of((1e8, 1.0), true, slow) > 0.99);
     }
 }
