@@ -11,8 +11,9 @@
 //!
 //! *p* is the dual variable of the linear program in which link and compressors together carry
 //! everything soonest; codecs are mixed so that both are busy all the time. Half of it is reckoned
-//! from what is known, half is how full the queue is (the module `price`): a full queue makes the smallest
-//! win, an empty one raw. A link that changes changes the queue, and with it the choice, before it is even measured.
+//! from what is known, half is how full the queue is (the module `price`): a full queue is for the
+//! smallest, an empty one for raw. A link that changes changes the queue, and with it the choice,
+//! before it is even measured.
 //!
 //! A destination that has no processor to receive with makes the queue as full as a slow link does,
 //! and fewer bytes help little there. It tells ([`ReceiverMeter`]); as far as it is what everything
@@ -72,7 +73,7 @@ const TRY_ON_WITHIN: f64 = 4.0;
 const WARM: u64 = 4;
 /// How much is believed of it that one takes longer which is not.
 const COLD: f64 = 0.3;
-/// From so full a queue on, the link is said to be what everything waits for.
+/// From this price on, the link is said to be what everything waits for.
 const LINK_BOUND: f64 = 0.5;
 /// Compressors that get less than this share of a processor are as good as stopped.
 const LEAST_SHARE: f64 = 0.02;
@@ -188,14 +189,12 @@ impl Selector {
     /// Chooses for a chunk of `bytes` of that kind.
     pub fn choose(&mut self, content: Content, bytes: usize, at: &Conditions) -> Choice {
         self.chunks += 1;
-        let (size, link) = (
-            bytes as f64,
-            at.bytes_per_second.unwrap_or(ASSUMED).max(1.0),
-        );
+        let size = bytes as f64;
+        let link = at.bytes_per_second.unwrap_or(ASSUMED).max(1.0);
         let idle = at.spare >= SPARE;
         self.allowance
             .refill(at.now, (!idle).then_some(at.may_take));
-        let price = if idle { PRICE_IDLE } else { PRICE_BUSY };
+        let processor_price = if idle { PRICE_IDLE } else { PRICE_BUSY };
         let dearer = self.allowance.scarcity();
         let compressors = at.compressors.max(1) as f64;
         // What there is for the taking they get, however little they got when there was less.
@@ -208,15 +207,16 @@ impl Selector {
             (carried / link, cell.cost * 1e-9 / share)
         };
         self.price.note(content, size);
-        let mixes = |n, cell| loads(receiver, n, cell);
-        let fill = self.link_price(at, (link, share), idle, mixes);
-        let raw = fill * size / link;
-        let costs_at = |price: f64, receiver: f64, n: usize, cell: Estimate| {
+        let at_receiver = |n, cell| loads(receiver, n, cell);
+        let link_price = self.link_price(at, (link, share), idle, at_receiver);
+        let raw = link_price * size / link;
+        let costs_at = |processor_price: f64, receiver: f64, n: usize, cell: Estimate| {
             let (carried, compressing) = loads(receiver, n, cell);
-            let processor = size * cell.cost * 1e-9;
-            size * (fill * carried + (1.0 - fill) * compressing) + price * processor
+            let pipeline = link_price * carried + (1.0 - link_price) * compressing;
+            size * (pipeline + processor_price * cell.cost * 1e-9)
         };
-        let costs = |n: usize, cell: Estimate| costs_at(price * dearer, receiver, n, cell);
+        let costs =
+            |n: usize, cell: Estimate| costs_at(processor_price * dearer, receiver, n, cell);
         let known = |n: usize| self.model.estimate(content, n);
         let affordable = |n: &usize| self.allowance.covers(size * known(*n).cost * 1e-9);
         let saves = |cost: f64| cost < raw * (1.0 - MUST_SAVE);
@@ -231,7 +231,7 @@ impl Selector {
             why: Why::TooSlow,
             cost: raw,
             cost_raw: raw,
-            link_price: fill,
+            link_price,
         };
         // One that is being tried goes on with the next chunks, however the queue is by then: caches
         // are cold in the first, and memory is new.
@@ -252,15 +252,15 @@ impl Selector {
             choice.cost = costs(n, known(n));
         } else if let Some((best, cost)) = best {
             choice.codec = CANDIDATES[best];
-            choice.why = if fill >= LINK_BOUND {
+            choice.why = if link_price >= LINK_BOUND {
                 Why::Link
             } else {
                 Why::Saves
             };
             choice.cost = cost;
-        } else if all().any(|n| saves(costs_at(price, receiver, n, known(n)))) {
+        } else if all().any(|n| saves(costs_at(processor_price, receiver, n, known(n)))) {
             choice.why = Why::GuestFirst;
-        } else if all().any(|n| saves(costs_at(price, 0.0, n, known(n)))) {
+        } else if all().any(|n| saves(costs_at(processor_price, 0.0, n, known(n)))) {
             choice.why = Why::Receiver;
         } else if all().all(|n| known(n).ratio > 1.0 - MUST_SAVE) {
             choice.why = Why::Incompressible;
@@ -268,7 +268,8 @@ impl Selector {
         choice
     }
 
-    /// What a second of the link is worth: 0 where only compressors count, 1 where only the link does.
+    /// What a second of the link is worth: 0 where only compressors count, 1 where only the link
+    /// does.
     fn link_price(
         &mut self,
         at: &Conditions,

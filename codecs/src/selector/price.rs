@@ -20,9 +20,9 @@ const OTHER_LINK: f64 = 1.25;
 /// How much of the price the queue says; the rest is reckoned.
 const QUEUE: f64 = 0.5;
 
-/// What takes longer to compress, and by itself takes no more than this many times what a mixture with
-/// something quicker would, is not mixed: the queue says too little to mix so finely, and
-/// what is sent in vain is lost.
+/// What compresses more, and by itself takes at most so many times what a mixture with something
+/// quicker would, is not mixed: the queue says too little for so fine a mixture, and bytes that are
+/// sent in vain are lost.
 const WORTH_MIXING: f64 = 1.25;
 
 /// Remembers what was sent of late.
@@ -53,9 +53,9 @@ impl Price {
         self.chunks += 1;
     }
 
-    /// The price, 0 to 1, with a link of so many bytes a second, and by how full the queue is. Where no processor is `idle` the
-    /// queue may lower it however far. `loads` says for how long
-    /// a byte of that kind would keep the link and the compressors busy at a price.
+    /// The price, 0 to 1, with a link of so many bytes a second, and by how full the queue is. Where
+    /// no processor is `idle` the queue may lower it however far. `loads` says for how long, in
+    /// seconds, a byte of that kind would keep the link and the compressors busy at a price.
     pub(super) fn of(
         &mut self,
         (link, fill): (f64, f64),

@@ -68,7 +68,8 @@ impl Compressor {
             worked: done.saturating_sub(began),
         };
         self.free_since = done;
-        self.compression.turn(chunk.pass, turn);
+        let sent = matches!(encoded, Ok(Encoded::Frame(_)));
+        self.compression.turn(chunk.pass, turn, sent);
         Some(encoded)
     }
 }

@@ -110,10 +110,12 @@ impl Compression {
         self.lock().tally.clone()
     }
 
-    /// A compressor has done a chunk of a pass.
-    pub(crate) fn turn(&self, pass: u32, turn: Turn) {
+    /// A compressor has done a chunk of a pass, of which something is sent or not.
+    pub(crate) fn turn(&self, pass: u32, turn: Turn, sent: bool) {
         let mut shared = self.lock();
-        shared.chunk += LATEST * (turn.worked.as_secs_f64() - shared.chunk);
+        if sent {
+            shared.chunk += LATEST * (turn.worked.as_secs_f64() - shared.chunk);
+        }
         shared.tally.turn(pass, turn);
     }
 

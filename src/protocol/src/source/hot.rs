@@ -2,7 +2,7 @@
 
 use crate::pages::{PageRange, PageSet, RamLayout};
 
-/// Reading a page in the blackout that has not changed may come with each one that has, and no more.
+/// Pages that are read in vain in the blackout, at most, for each hot one of their group.
 const READ_IN_VAIN: u64 = 1;
 
 /// Pages by how often they change.
@@ -17,6 +17,7 @@ pub(super) struct HotPages {
     changed_before: PageSet,
     /// Hot pages that this pass leaves out.
     deferred: PageSet,
+    /// See [`Self::again`].
     again: f64,
 }
 

@@ -145,10 +145,10 @@ impl Inner {
         metrics.set_migrations(running, self.incoming() as u32, queued);
         let limits = self.limits();
         metrics.set_limits(&limits);
-        let sending = lock(&self.migrations).list();
+        let all = lock(&self.migrations).list();
         let sending = || {
-            let all = sending.iter();
-            all.filter(|m| m.state == MigrationState::Running)
+            let running = all.iter().filter(|m| m.state == MigrationState::Running);
+            running.filter(|m| m.direction == Direction::Outgoing)
         };
         let budget = self.budget();
         let compressors = tokio::task::spawn_blocking(move || budget.in_use()).await;
