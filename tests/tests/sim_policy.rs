@@ -133,7 +133,7 @@ fn hot_pages_are_left_for_the_end_while_the_rest_still_shrinks() {
 }
 
 #[test]
-fn groups_that_are_hot_are_left_for_the_end_and_cost_the_guest_no_notification() {
+fn groups_that_are_hot_are_left_for_the_end_as_a_whole() {
     // The hot set is the first half of a group. Elsewhere a page is written each millisecond.
     let interval = |n: u64| vec![PageRange::new(0, 64), PageRange::new(128 + n * 10, 10)];
     let recording = Box::leak(Box::new(Recording {

@@ -129,29 +129,28 @@ struct Bits {
 }
 
 impl Bits {
+    /// First bit and number of those for `range ∩ self.range`.
+    fn part(&self, range: PageRange) -> (u64, u64) {
+        let from = range.start.max(self.range.start);
+        let to = range.end().min(self.range.end());
+        (from - self.range.start, to.saturating_sub(from))
+    }
+
     /// Calls `f(word, mask)` for each word that `range ∩ self.range` touches.
     fn each_word(&mut self, range: PageRange, mut f: impl FnMut(&mut u64, u64)) {
-        each_mask(self.range, range, |word, mask| {
-            f(&mut self.words[word], mask);
-        });
+        let (first, count) = self.part(range);
+        each_word(first, count, |word, mask| f(&mut self.words[word], mask));
     }
 }
 
-/// Calls `f(word, mask)` for each word, 64 pages of `region`, that `range` touches.
-fn each_mask(region: PageRange, range: PageRange, mut f: impl FnMut(usize, u64)) {
-    let from = range.start.max(region.start);
-    let to = range.end().min(region.end());
-    let mut at = from.saturating_sub(region.start);
-    let end = to.saturating_sub(region.start);
+/// Calls `f(word, mask)` for each word of 64 bits that holds any of the `count` bits from `first`
+/// on; the mask has those.
+pub fn each_word(first: u64, count: u64, mut f: impl FnMut(usize, u64)) {
+    let (mut at, end) = (first, first + count);
     while at < end {
         let bit = at % 64;
         let n = (64 - bit).min(end - at);
-        let mask = if n == 64 {
-            u64::MAX
-        } else {
-            ((1 << n) - 1) << bit
-        };
-        f((at / 64) as usize, mask);
+        f((at / 64) as usize, (u64::MAX >> (64 - n)) << bit);
         at += n;
     }
 }
@@ -201,7 +200,8 @@ impl PageSet {
     pub fn count(&self, range: PageRange) -> u64 {
         let mut count = 0;
         for bits in &self.regions {
-            each_mask(bits.range, range, |word, mask| {
+            let (first, n) = bits.part(range);
+            each_word(first, n, |word, mask| {
                 count += u64::from((bits.words[word] & mask).count_ones());
             });
         }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmferry_memory::{GuestRam, MemoryError, for_each_run};
 use vmferry_protocol::PageRange;
+use vmferry_protocol::pages::each_word;
 
 /// A bitmap over the pages of RAM: 32 KiB for a GiB. Calls that take a range need it to lie in
 /// one region.
@@ -127,14 +128,9 @@ impl PageBits {
         mut f: impl FnMut(&AtomicU64, u64),
     ) -> Result<(), MemoryError> {
         let (region, words) = self.region(range)?;
-        let mut at = range.start - region.start;
-        let end = at + range.count;
-        while at < end {
-            let bit = at % 64;
-            let n = (64 - bit).min(end - at);
-            f(&words[(at / 64) as usize], (u64::MAX >> (64 - n)) << bit);
-            at += n;
-        }
+        each_word(range.start - region.start, range.count, |word, mask| {
+            f(&words[word], mask);
+        });
         Ok(())
     }
 }

@@ -16,6 +16,7 @@ use kvm_bindings::{
 use kvm_ioctls::VmFd;
 use vmferry_memory::{GuestRam, for_each_run};
 use vmferry_protocol::PageRange;
+use vmferry_protocol::pages::each_word;
 
 use crate::bits::PageBits;
 use crate::{DirtyTracker, HarvestStats, TrackerError, TrackerKind, slots, sys};
@@ -159,22 +160,6 @@ impl DirtyTracker for KvmLog {
 impl Drop for KvmLog {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-fn each_word(first: u64, count: u64, mut f: impl FnMut(usize, u64)) {
-    let mut at = first;
-    let end = first + count;
-    while at < end {
-        let bit = at % 64;
-        let n = (64 - bit).min(end - at);
-        let mask = if n == 64 {
-            u64::MAX
-        } else {
-            ((1 << n) - 1) << bit
-        };
-        f((at / 64) as usize, mask);
-        at += n;
     }
 }
 
